@@ -1,0 +1,69 @@
+"""Reading tensors from a file without running code from it.
+
+Safetensors first; `.pt` and `.pth` files go through torch's restricted unpickler
+(`weights_only=True`). Every way in which a file can be broken becomes a `CheckpointError`.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from qvg_engine.errors import CheckpointError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Everything in a weights file: tensors by name, or nested dicts of them for `.pt`."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give the path of a weights file or folder")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path} is not a weights file: give one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        OSError,
+        KeyError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} is corrupt or truncated ({type(error).__name__}: {reason}): "
+            "download or copy it again"
+        ) from error
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no named tensors: give a network's state dict")
+    return dict(content)
+
+
+def state_dict_in(
+    content: Mapping[str, Any], names: tuple[str, ...], path: Path
+) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: under the first of `names` that is there, or the whole."""
+    for name in names:
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if len(tensors) != len(content) or not tensors:
+        others = sorted(key for key in content if key not in tensors)[:5]
+        raise CheckpointError(
+            f"{path} is not a network's state dict: {others} are no tensors and none of "
+            f"{', '.join(names)} is in it"
+        )
+    return tensors
