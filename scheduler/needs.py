@@ -33,6 +33,10 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
             text_rows=self.text_rows - other.text_rows,
         )
 
+    def __str__(self) -> str:
+        counts = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return ", ".join(f"{count:,} {_label(name, count)}" for name, count in counts)
+
     def fits(self, capacity: "Needs") -> bool:
         """Whether `capacity` has at least this much of everything."""
         return (
