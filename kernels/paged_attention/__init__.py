@@ -1,0 +1,46 @@
+"""Attention over keys and values that live in pages.
+
+`paged_attention` takes the queries of one pass, the segments that they see and a read transform;
+`Workspace` is where pages are decoded to. Knows tensors and page ids; no streams, no block tables.
+"""
+
+from qvg_engine.kernels.paged_attention.attention import (
+    AttentionResult,
+    Strategy,
+    paged_attention,
+    paged_attention_with_lse,
+)
+from qvg_engine.kernels.paged_attention.decode import decode
+from qvg_engine.kernels.paged_attention.pages import LayerPages, PlainPages
+from qvg_engine.kernels.paged_attention.segments import (
+    DenseSegment,
+    PageColumns,
+    PagedSegment,
+    PageRuns,
+    Segment,
+)
+from qvg_engine.kernels.paged_attention.transform import (
+    IdentityTransform,
+    ReadTransform,
+    RopeTransform,
+)
+from qvg_engine.kernels.paged_attention.workspace import Workspace
+
+__all__ = [
+    "AttentionResult",
+    "DenseSegment",
+    "IdentityTransform",
+    "LayerPages",
+    "PageColumns",
+    "PageRuns",
+    "PagedSegment",
+    "PlainPages",
+    "ReadTransform",
+    "RopeTransform",
+    "Segment",
+    "Strategy",
+    "Workspace",
+    "decode",
+    "paged_attention",
+    "paged_attention_with_lse",
+]

@@ -1,0 +1,240 @@
+"""Attention of one pass's queries over segments of pages and dense tensors."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.kernels.paged_attention import dense, reference
+from qvg_engine.kernels.paged_attention.decode import decode
+from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
+from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
+from qvg_engine.kernels.paged_attention.workspace import Workspace
+
+Strategy = Literal["workspace", "reference"]
+
+
+class AttentionResult(NamedTuple):
+    """out: [queries, heads, head_dim]; lse: fp32 [heads, queries], -inf where nothing was seen."""
+
+    out: Tensor
+    lse: Tensor
+
+
+def paged_attention(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    *,
+    workspace: Workspace,
+    transform: ReadTransform | None = None,
+    query_positions: NDArray[np.int64] | None = None,
+    scale: float | None = None,
+    strategy: Strategy = "workspace",
+) -> Tensor:
+    """Softmax attention of `queries` over all tokens of `segments`, without a mask.
+
+    Args:
+        queries: [tokens, heads, head_dim]; heads may be a multiple of the segments' heads (GQA).
+        segments: runs of tokens in pages or dense tensors, in any order, of any length, also none.
+        workspace: where the strategy "workspace" decodes to; used only during the call.
+        transform: applied to queries, keys, values and output; the identity by default.
+        query_positions: the queries' token numbers; needed with a transform.
+        scale: of the scores; 1 / sqrt(head_dim) by default.
+        strategy: "workspace" decodes into the workspace and runs dense attention, in pieces merged
+            by log-sum-exp if the tokens do not fit at once; "reference" gathers all and works in
+            fp32.
+
+    Returns [tokens, heads, head_dim] in the dtype of `queries`; zeros if `segments` hold no token.
+    """
+    return _attend(
+        queries, segments, workspace, transform, query_positions, scale, strategy, needs_lse=False
+    ).out
+
+
+def paged_attention_with_lse(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    *,
+    workspace: Workspace,
+    transform: ReadTransform | None = None,
+    query_positions: NDArray[np.int64] | None = None,
+    scale: float | None = None,
+    strategy: Strategy = "workspace",
+) -> AttentionResult:
+    """`paged_attention` with the log-sum-exp of the scores."""
+    return _attend(
+        queries, segments, workspace, transform, query_positions, scale, strategy, needs_lse=True
+    )
+
+
+def _attend(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    workspace: Workspace,
+    transform: ReadTransform | None,
+    query_positions: NDArray[np.int64] | None,
+    scale: float | None,
+    strategy: Strategy,
+    *,
+    needs_lse: bool,
+) -> AttentionResult:
+    transform = IdentityTransform() if transform is None else transform
+    scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+    if query_positions is None:
+        assert isinstance(transform, IdentityTransform), "a transform needs query_positions"
+        query_positions = np.zeros(queries.shape[0], np.int64)
+    transformed = transform.queries(queries, query_positions)
+    segments = [segment for segment in segments if segment.num_tokens]
+    folded = _fold_heads(transformed, workspace.keys.shape[0])
+    if not segments:
+        out = torch.zeros_like(folded)
+        lse = folded.new_full(folded.shape[:2], -math.inf, dtype=torch.float32)
+    elif strategy == "workspace":
+        out, lse = _attend_in_workspace(folded, segments, workspace, transform, scale, needs_lse)
+    else:
+        out, lse = reference.attend(folded, *_gather_all(segments, transform), scale)
+    out = _unfold_heads(out.to(queries.dtype), queries.shape)
+    return AttentionResult(
+        transform.output(out, query_positions), lse.reshape(queries.shape[1], queries.shape[0])
+    )
+
+
+def _fold_heads(queries: Tensor, num_kv_heads: int) -> Tensor:
+    """[tokens, heads, head_dim] to [KV heads, queries that share a KV head, head_dim]."""
+    num_tokens, num_heads, head_dim = queries.shape
+    assert num_heads % num_kv_heads == 0, (num_heads, num_kv_heads)
+    group = num_heads // num_kv_heads
+    return queries.transpose(0, 1).reshape(num_kv_heads, group * num_tokens, head_dim)
+
+
+def _unfold_heads(out: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `_fold_heads`: back to [tokens, heads, head_dim], contiguous."""
+    num_tokens, num_heads, head_dim = shape
+    return out.reshape(num_heads, num_tokens, head_dim).transpose(0, 1).contiguous()
+
+
+def _attend_in_workspace(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    workspace: Workspace,
+    transform: ReadTransform,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    pieces = list(_pack(segments, workspace.max_tokens))
+    needs_lse = needs_lse or len(pieces) > 1
+    merged: tuple[Tensor, Tensor] | None = None
+    for piece in pieces:
+        num_tokens = _fill(workspace, piece, transform)
+        weighted = any(isinstance(s, DenseSegment) and s.log_weights is not None for s in piece)
+        part = dense.attend(
+            queries,
+            workspace.keys[:, :num_tokens],
+            workspace.values[:, :num_tokens],
+            workspace.bias[:num_tokens] if weighted else None,
+            scale,
+            needs_lse=needs_lse,
+        )
+        merged = part if merged is None else dense.merge(merged, part)
+    assert merged is not None
+    return merged
+
+
+def _pack(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:
+    """Cut the segments, in order, into pieces of at most `max_tokens` tokens."""
+    piece: list[Segment] = []
+    room = max_tokens
+    for segment in segments:
+        start = 0
+        while start < segment.num_tokens:
+            stop = min(segment.num_tokens, start + room)
+            whole = start == 0 and stop == segment.num_tokens
+            piece.append(segment if whole else segment.cut(start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield piece
+                piece, room = [], max_tokens
+    if piece:
+        yield piece
+
+
+def _fill(workspace: Workspace, piece: Sequence[Segment], transform: ReadTransform) -> int:
+    """Write K, V and bias of a piece's tokens to the workspace; returns how many there are."""
+    start = 0
+    for segment in piece:
+        stop = start + segment.num_tokens
+        bias = workspace.bias[start:stop]
+        if isinstance(segment, PagedSegment):
+            _fill_paged(workspace, segment, start, transform)
+            bias.zero_()
+        else:
+            _fill_dense(workspace, segment, start, transform)
+            bias.copy_(segment.log_weights) if segment.log_weights is not None else bias.zero_()
+        start = stop
+    return start
+
+
+def _fill_paged(
+    workspace: Workspace, segment: PagedSegment, start: int, transform: ReadTransform
+) -> None:
+    runs = segment.runs
+    decode(segment.pages.keys, runs, workspace.keys, start=start, rope=transform.rope)
+    decode(segment.pages.values, runs, workspace.values, start=start, rope=None)
+    if transform.rope is not None:
+        return
+    positions = runs.slots()[2]
+    for buffer, function in (
+        (workspace.keys, transform.keys),
+        (workspace.values, transform.values),
+    ):
+        rows = buffer[:, start : start + segment.num_tokens].transpose(0, 1)
+        transformed = function(rows, positions)
+        if transformed is not rows:
+            rows.copy_(transformed)
+
+
+def _fill_dense(
+    workspace: Workspace, segment: DenseSegment, start: int, transform: ReadTransform
+) -> None:
+    keys, values = _transformed(segment, transform)
+    stop = start + segment.num_tokens
+    workspace.keys[:, start:stop] = keys.transpose(0, 1)
+    workspace.values[:, start:stop] = values.transpose(0, 1)
+
+
+def _transformed(segment: DenseSegment, transform: ReadTransform) -> tuple[Tensor, Tensor]:
+    if segment.positions is None:
+        return segment.keys, segment.values
+    return (
+        transform.keys(segment.keys, segment.positions),
+        transform.values(segment.values, segment.positions),
+    )
+
+
+def _gather_all(
+    segments: Sequence[Segment], transform: ReadTransform
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K and V of all tokens, fp32 [heads, tokens, head_dim], and the bias, fp32 [tokens]."""
+    keys, values, biases = [], [], []
+    for segment in segments:
+        if isinstance(segment, PagedSegment):
+            segment = DenseSegment(
+                keys=reference.gather(segment.pages.keys, segment.runs).float(),
+                values=reference.gather(segment.pages.values, segment.runs).float(),
+                positions=segment.runs.slots()[2],
+            )
+        key, value = _transformed(segment, transform)
+        keys.append(key.float())
+        values.append(value.float())
+        weights = segment.log_weights
+        biases.append(key.new_zeros(key.shape[0]).float() if weights is None else weights.float())
+    return (
+        torch.cat(keys).transpose(0, 1),
+        torch.cat(values).transpose(0, 1),
+        torch.cat(biases),
+    )

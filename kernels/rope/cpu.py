@@ -1,0 +1,134 @@
+"""The rotation on the CPU (Numba), and the pieces that other kernels rotate rows with.
+
+Numba has no bfloat16: bf16 tensors are seen as uint16 bits, widened by a shift and rounded to
+nearest even. Compiled code is cached beside the source; Numba does not notice when an imported
+helper changes, so delete `__pycache__` after editing one.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numba.core import types
+from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.kernels.rope.grid import RopeGrid
+
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16)
+"""What the Numba kernels read and write; other dtypes go through plain torch."""
+
+
+def as_array(x: Tensor) -> NDArray[Any]:
+    """A CPU tensor as an array over the same memory; bf16 as uint16 bits."""
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def widen(element: Any) -> Any:
+    """An element of `as_array` as float32 (Numba code only)."""
+    raise NotImplementedError("only callable from Numba code")
+
+
+@overload(widen)
+def _widen(element: Any) -> Any:
+    def from_bfloat16(element: Any) -> Any:
+        return np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
+
+    def from_float32(element: Any) -> Any:
+        return element
+
+    return from_bfloat16 if element == types.uint16 else from_float32
+
+
+def narrow(value: Any, like: Any) -> Any:
+    """A float32 as an element of the array `like` (Numba code only)."""
+    raise NotImplementedError("only callable from Numba code")
+
+
+@overload(narrow)
+def _narrow(value: Any, like: Any) -> Any:
+    def to_bfloat16(value: Any, like: Any) -> Any:
+        bits = np.float32(value).view(np.uint32)
+        odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+        rounded = np.uint32(bits + np.uint32(np.uint32(0x7FFF) + odd))
+        # The rounding would carry some NaNs over into zero.
+        return np.uint16(0x7FC0) if np.isnan(value) else np.uint16(rounded >> np.uint32(16))
+
+    def to_float32(value: Any, like: Any) -> Any:
+        return value
+
+    return to_bfloat16 if like.dtype == types.uint16 else to_float32
+
+
+@njit(nogil=True, cache=True)
+def fill_row(
+    position: Any, height: Any, width: Any, t: Any, h: Any, w: Any, cos: Any, sin: Any
+) -> None:
+    """Write the cosines and sines of one token into `cos` and `sin` [head_dim / 2]."""
+    frame = position // (height * width)
+    rest = position - frame * height * width
+    row = rest // width
+    column = rest - row * width
+    first_h = t.shape[2]
+    first_w = first_h + h.shape[2]
+    for i in range(t.shape[2]):
+        cos[i] = t[frame, 0, i]
+        sin[i] = t[frame, 1, i]
+    for i in range(h.shape[2]):
+        cos[first_h + i] = h[row, 0, i]
+        sin[first_h + i] = h[row, 1, i]
+    for i in range(w.shape[2]):
+        cos[first_w + i] = w[column, 0, i]
+        sin[first_w + i] = w[column, 1, i]
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def rotate_row(source: Any, cos: Any, sin: Any, target: Any) -> None:
+    """Rotate one row [head_dim] of one head into `target` [head_dim]."""
+    half = cos.shape[0]
+    for i in range(half):
+        first = widen(source[i])
+        second = widen(source[half + i])
+        target[i] = narrow(first * cos[i] - second * sin[i], target)
+        target[half + i] = narrow(first * sin[i] + second * cos[i], target)
+
+
+@njit(nogil=True, cache=True)
+def _rotate(
+    x: Any, positions: Any, height: Any, width: Any, t: Any, h: Any, w: Any, out: Any
+) -> None:
+    cos = np.empty(x.shape[2] // 2, np.float32)
+    sin = np.empty(x.shape[2] // 2, np.float32)
+    for token in range(x.shape[0]):
+        fill_row(positions[token], height, width, t, h, w, cos, sin)
+        for head in range(x.shape[1]):
+            rotate_row(x[token, head], cos, sin, out[token, head])
+
+
+def table_arrays(
+    grid: RopeGrid, largest_position: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """The tables of time, height and width, long enough for positions up to `largest_position`."""
+    num_frames = largest_position // (grid.height * grid.width) + 1
+    tables = grid.tables
+    return (
+        tables.axis(0, num_frames).numpy(),
+        tables.axis(1, grid.height).numpy(),
+        tables.axis(2, grid.width).numpy(),
+    )
+
+
+def rotate(x: Tensor, grid: RopeGrid, positions: NDArray[np.int64]) -> Tensor:
+    """Rotate x [tokens, heads, head_dim] (CPU, fp32 or bf16) to the positions [tokens].
+
+    Returns a new tensor, equal to the reference up to the rounding of fused multiply-adds.
+    """
+    assert positions.shape == x.shape[:1], (positions.shape, x.shape)
+    assert positions.min(initial=0) >= 0, positions.min()
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    t, h, w = table_arrays(grid, int(positions.max(initial=0)))
+    _rotate(as_array(x), positions, grid.height, grid.width, t, h, w, as_array(out))
+    return out
