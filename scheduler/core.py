@@ -8,7 +8,7 @@ give the same plans. docs/scheduling.md explains the order and proves the bounds
 from collections.abc import Collection, Iterable
 
 from qvg_engine.block_manager.manager import BlockManager, PendingCommit
-from qvg_engine.errors import CapacityError, OutOfPagesError, RequestError
+from qvg_engine.errors import CapacityError, RequestError
 from qvg_engine.scheduler.config import SchedulerConfig
 from qvg_engine.scheduler.needs import Needs
 from qvg_engine.scheduler.plan import ScheduledPass, StepPlan
@@ -115,7 +115,7 @@ class Scheduler:
         picked = self._pick()
         try:
             units = self._begin(picked)
-        except OutOfPagesError:
+        except BaseException:
             self._take_back(admitted)
             raise
         self._picked = picked
@@ -298,7 +298,7 @@ class Scheduler:
                             commit=self._begin_commit(stream, unit.commit),
                         )
                     )
-        except OutOfPagesError:
+        except BaseException:
             self._rollback_commits(scheduled.commit for scheduled in units)
             raise
         return tuple(units)
