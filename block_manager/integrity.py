@@ -19,7 +19,7 @@ def check_ledger(
 ) -> None:
     """Raise AssertionError unless tables, commits, reference counts and accounts agree."""
     _check_reservations(pool, owners, num_reserved)
-    _check_links(owners, branches)
+    _check_links(owners, branches, commits)
     for branch_id, branch in branches.items():
         try:
             branch.table.check_integrity()
@@ -39,8 +39,16 @@ def _check_reservations(pool: PagePool, owners: Mapping[str, Owner], num_reserve
         raise AssertionError(f"{total} pages are reserved, but there are {pool.num_pages}")
 
 
-def _check_links(owners: Mapping[str, Owner], branches: Mapping[int, Branch]) -> None:
+def _check_links(
+    owners: Mapping[str, Owner],
+    branches: Mapping[int, Branch],
+    commits: Mapping[int, PendingCommit],
+) -> None:
     for branch_id, branch in branches.items():
+        if branch.commit_id is not None and branch.commit_id not in commits:
+            raise AssertionError(
+                f"branch {branch_id} waits for commit {branch.commit_id}, which is not under way"
+            )
         owner = owners.get(branch.owner.owner_id)
         if owner is not branch.owner or branch_id not in owner.branch_ids:
             raise AssertionError(f"branch {branch_id} is unknown to its owner")
