@@ -71,13 +71,7 @@ class Scheduler:
         assert num_branches > 0, f"num_branches must be > 0: {num_branches}"
         if request_id in self._streams:
             raise RequestError(f"request_id {request_id!r} is in use; give another one")
-        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-            raise RequestError(
-                f"priority of {request_id!r} is {priority}; "
-                f"give a number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
-            )
-        if not needs.fits(self._capacity):
-            raise CapacityError(self._explain_misfit(request_id, needs))
+        self.check_request(request_id, needs, priority=priority)
         stream = Stream(
             request_id=request_id,
             needs=needs,
@@ -89,6 +83,19 @@ class Scheduler:
         self._num_added += 1
         self._streams[request_id] = stream
         self._waiting.insert(stream)
+
+    def check_request(self, request_id: str, needs: Needs, *, priority: int) -> None:
+        """Raise what `add` would raise for a stream that could not even run alone.
+
+        Reads settings only, so any thread may ask at any time.
+        """
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            raise RequestError(
+                f"priority of {request_id!r} is {priority}; "
+                f"give a number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
+            )
+        if not needs.fits(self._capacity):
+            raise CapacityError(self._explain_misfit(request_id, needs))
 
     def offer(self, request_id: str, gang: Gang | None) -> None:
         """Set what the stream runs next; None if it is not ready.

@@ -1,0 +1,93 @@
+"""What a model family gives the engine: a network to step, programs, and the codecs around it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.block_manager.format import CacheGeometry
+from qvg_engine.models.attention import Attention
+from qvg_engine.models.program import PassInputs, Program, StreamInputs
+from qvg_engine.models.rollout import RolloutSettings
+
+DecoderState = tuple[Tensor, ...] | None
+Frames = NDArray[np.uint8]
+
+
+class VideoCodec(Protocol):
+    """A causal video VAE that decodes chunk by chunk; frames are uint8 [T, H, W, 3]."""
+
+    latent_channels: int
+    spatial_factor: int
+    frames_per_second: int
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames that cover `num_frames` pixel frames."""
+        ...
+
+    def state_bytes(self, height: int, width: int) -> int:
+        """Bytes of a stream's decoder state at a latent size."""
+        ...
+
+    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Frames, DecoderState]:
+        """Decode [F, C, h, w] after what `state` has seen; None starts a video."""
+        ...
+
+
+class PromptEncoder(Protocol):
+    """Turns a prompt into text rows."""
+
+    def encode(self, prompt: str) -> tuple[Tensor, tuple[str, ...]]:
+        """Rows [L, text_dim] and the words that are unknown; RequestError for no text."""
+        ...
+
+
+class ModelFamily(Protocol):
+    """A network with everything that turns requests into passes and latents into frames."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def geometry(self) -> CacheGeometry: ...
+
+    @property
+    def settings(self) -> RolloutSettings: ...
+
+    @property
+    def text_dim(self) -> int: ...
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a latent frame of the settings' `latent_shape`."""
+        ...
+
+    @property
+    def codec(self) -> VideoCodec | None: ...
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder | None: ...
+
+    @property
+    def conditions_type(self) -> type[msgspec.Struct]: ...
+
+    def open(self, inputs: StreamInputs, *, page_size: int) -> Program:
+        """Start a program; RequestError if the inputs do not suit the family."""
+        ...
+
+    def forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        """One forward for all passes; returns the flow [F, C, h, w] of each."""
+        ...
+
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cross-attention K and V of text rows [L, text_dim], a pair of [L, H, D] a layer."""
+        ...
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        """Self-attention keys [..., head_dim] in the original channel order."""
+        ...

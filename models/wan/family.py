@@ -1,0 +1,140 @@
+"""The causal Wan family as the engine sees it: a network, its rollout settings, its codecs."""
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from qvg_engine.block_manager.format import CacheGeometry
+from qvg_engine.errors import ConfigError, RequestError
+from qvg_engine.kernels.paged_attention import RopeTransform
+from qvg_engine.kernels.rope import RopeGrid, RopeTables
+from qvg_engine.kernels.rope.layout import to_interleaved
+from qvg_engine.models.attention import Attention
+from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.program import PassInputs, StreamInputs
+from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.wan.network import WanNetwork
+from qvg_engine.models.wan.program import WanProgram
+from qvg_engine.models.wan.rows import PassSplits
+from qvg_engine.models.wan.sampler import FewStepSampler
+
+
+class WanConditions(msgspec.Struct, frozen=True):
+    """Conditions of a request to this family: none beside the text."""
+
+
+class WanFamily:
+    """A causal Wan network, with a VAE and a prompt encoder where they are there."""
+
+    conditions_type: type[msgspec.Struct] = WanConditions
+
+    def __init__(
+        self,
+        network: WanNetwork,
+        settings: RolloutSettings,
+        *,
+        name: str = "wan",
+        codec: VideoCodec | None = None,
+        prompt_encoder: PromptEncoder | None = None,
+    ) -> None:
+        """Raises `ConfigError` if the settings do not suit the network."""
+        if settings.latent_shape[0] != network.config.in_dim:
+            raise ConfigError(
+                f"latent_shape is {settings.latent_shape}: the network takes "
+                f"{network.config.in_dim} channels"
+            )
+        self.name = name
+        self.network = network
+        self.settings = settings
+        self.codec = codec
+        self.prompt_encoder = prompt_encoder
+        self.sampler = FewStepSampler(
+            settings.timesteps,
+            shift=settings.shift,
+            warp_timesteps=settings.warp_timesteps,
+            commit_timestep=settings.commit_timestep,
+        )
+        self._tables = RopeTables(head_dim=network.config.head_dim, device=self._device)
+        rows, columns = self.tokens_in_frame(*settings.latent_shape[1:])
+        self.tokens_per_frame = rows * columns
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        config = self.network.config
+        return CacheGeometry(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
+
+    @property
+    def text_dim(self) -> int:
+        return self.network.config.text_dim
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.head.modulation.device
+
+    def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
+        _, p, q = self.network.config.patch_size
+        if height % p or width % q:
+            raise RequestError(
+                f"a latent frame of {height}x{width} does not divide into patches of {p}x{q}: "
+                "give multiples of the patch size"
+            )
+        return height // p, width // q
+
+    def open(self, inputs: StreamInputs, *, page_size: int) -> WanProgram:
+        channels, height, width = inputs.latent_shape
+        if channels != self.network.config.in_dim:
+            raise RequestError(
+                f"the latents have {channels} channels: this network takes "
+                f"{self.network.config.in_dim}"
+            )
+        rows, columns = self.tokens_in_frame(height, width)
+        return WanProgram(
+            inputs,
+            settings=self.settings,
+            sampler=self.sampler,
+            transform=RopeTransform(RopeGrid(self._tables, rows, columns)),
+            tokens_per_frame=rows * columns,
+            page_size=page_size,
+            device=self._device,
+            dtype=self.network.head.modulation.dtype,
+        )
+
+    @torch.no_grad()
+    def forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        patches = [self.network.patchify(item.latents) for item in passes]
+        num_tokens = tuple(len(part) for part in patches)
+        num_frames = tuple(len(item.latents) for item in passes)
+        timesteps = [t for item in passes for t in item.timesteps]
+        per_frame = [
+            tokens // frames
+            for tokens, frames in zip(num_tokens, num_frames, strict=True)
+            for _ in range(frames)
+        ]
+        flow = self.network(
+            torch.cat(patches),
+            torch.tensor(timesteps, dtype=torch.float64, device=self._device),
+            per_frame,
+            attention,
+            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+        )
+        return [
+            self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
+            for part, item in zip(flow.split(num_tokens), passes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        weight = self.network.head.modulation
+        return self.network.text_keys_values(rows.to(device=weight.device, dtype=weight.dtype))
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        return to_interleaved(keys)

@@ -1,0 +1,83 @@
+"""What the KV-cache takes, counted at the step of peak page use."""
+
+import msgspec
+
+from qvg_engine.block_manager.format import CacheGeometry
+
+_BF16_BYTES = 2
+
+
+class CacheFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of the KV-cache at one moment.
+
+    `pages_used` pages take `kv_bytes`, padding included; `bf16_bytes` is what the tokens then
+    resident would take in bf16 without pages; `codebook_bytes` are reserved codebooks.
+    """
+
+    pages_used: int = 0
+    kv_bytes: int = 0
+    bf16_bytes: int = 0
+    codebook_bytes: int = 0
+    workspace_bytes: int = 0
+
+    @property
+    def kv_ratio(self) -> float:
+        """bf16 bytes over the bytes of pages and codebooks; 0 while there are none."""
+        return _ratio(self.bf16_bytes, self.kv_bytes + self.codebook_bytes)
+
+    @property
+    def total_ratio(self) -> float:
+        """The same with the workspace counted too."""
+        return _ratio(self.bf16_bytes, self.kv_bytes + self.codebook_bytes + self.workspace_bytes)
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's figures: now, and (`kv_*`, ratios, bytes) at the step of peak page use.
+
+    `kv_ratio_now` is the compression at this moment; a ratio without pages is 0.
+    """
+
+    num_steps: int
+    num_waiting: int
+    num_running: int
+    mean_streams_per_step: float
+    pages_used: int
+    pages_total: int
+    kv_ratio_now: float
+    kv_bytes_peak: int
+    kv_bytes_bf16: int
+    kv_ratio: float
+    total_ratio: float
+    codebook_bytes: int
+    workspace_bytes: int
+    text_bytes: int
+    decoder_bytes: int
+
+
+class CacheAccount:
+    """Measures the cache after each step and remembers the peak."""
+
+    def __init__(
+        self, geometry: CacheGeometry, *, bytes_per_page: int, workspace_bytes: int
+    ) -> None:
+        self._bf16_bytes_per_token = 2 * _BF16_BYTES * geometry.elements(1)
+        self._bytes_per_page = bytes_per_page
+        self._workspace_bytes = workspace_bytes
+        self.peak = CacheFigures(workspace_bytes=workspace_bytes)
+
+    def measure(self, *, pages_used: int, num_tokens: int) -> CacheFigures:
+        """The figures of `num_tokens` resident tokens in `pages_used` pages."""
+        return CacheFigures(
+            pages_used=pages_used,
+            kv_bytes=pages_used * self._bytes_per_page,
+            bf16_bytes=num_tokens * self._bf16_bytes_per_token,
+            workspace_bytes=self._workspace_bytes,
+        )
+
+    def record(self, figures: CacheFigures) -> None:
+        """Keep the figures as the peak."""
+        self.peak = figures
+
+
+def _ratio(whole: int, part: int) -> float:
+    return whole / part if part else 0.0

@@ -1,0 +1,119 @@
+"""The engine's settings, checked once."""
+
+from typing import Literal
+
+import msgspec
+import torch
+from msgspec import UNSET, UnsetType
+
+from qvg_engine.block_manager.format import get_format
+from qvg_engine.errors import ConfigError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1, 1024
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that an engine depends on besides its requests.
+
+    The model and how it is rolled out; a field that is None (or `UNSET`) takes the model's own
+    value:
+
+    * `model`: "pocket", the embedded model, or the path of a weights file.
+    * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
+    * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
+      window counts the sink and the chunk itself.
+    * `timesteps`, `warp_timesteps`, `shift`, `commit_timestep`: the sampler.
+    * `text_len`: text rows that the network attends to, padding included.
+    * `num_heads`: attention heads, where they are not of 128 channels.
+
+    The KV-cache and the step:
+
+    * `kv_format`: how pages store K and V: "dense" or "bf16"; `value_format` overrides it for V.
+    * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
+    * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
+      32,768 tokens), longer histories are merged piece by piece.
+    * `attention_backend`: "workspace", or "reference" for plain torch.
+    * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
+    * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
+    * `max_text_rows`: text rows of all admitted streams together.
+    * `batch_invariant`: bit-equal videos whatever else is in the batch, at some cost.
+    * `device`: "auto", "cpu" or "cuda"; `dtype`: "float32", "float16" or "bfloat16".
+
+    Raises `ConfigError` naming field, value and range.
+    """
+
+    model: str = "pocket"
+    latent_shape: tuple[int, int, int] | None = None
+    frames_per_chunk: int | None = None
+    window_frames: int | UnsetType | None = UNSET
+    sink_frames: int | None = None
+    timesteps: tuple[float, ...] | None = None
+    warp_timesteps: bool | None = None
+    shift: float | None = None
+    commit_timestep: float | None = None
+    text_len: int | None = None
+    num_heads: int | None = None
+
+    kv_format: str = "bf16"
+    value_format: str | None = None
+    page_size: int = 64
+    kv_memory: int = 2 * 1024**3
+    workspace_tokens: int | None = None
+    attention_backend: Literal["workspace", "reference"] = "workspace"
+    max_streams: int = 16
+    max_batch_tokens: int = 65_536
+    aging_steps: int = 64
+    decoder_slots: int | None = None
+    max_text_rows: int = 65_536
+    batch_invariant: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        get_format(self.kv_format)
+        if self.value_format is not None:
+            get_format(self.value_format)
+        _check_choice("attention_backend", self.attention_backend, ("workspace", "reference"))
+        _check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        _check_choice("dtype", self.dtype, tuple(_DTYPES))
+        _check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)
+        _check_range("kv_memory", self.kv_memory, 1, 2**50)
+        _check_range("max_text_rows", self.max_text_rows, 1, 2**40)
+        if self.workspace_tokens is not None:
+            _check_range("workspace_tokens", self.workspace_tokens, 1, 2**31)
+        if self.decoder_slots is not None:
+            _check_range("decoder_slots", self.decoder_slots, 0, 65_536)
+        if self.num_heads is not None:
+            _check_range("num_heads", self.num_heads, 1, 65_536)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "device is 'cuda', but torch sees no CUDA device: use 'cpu' or 'auto'"
+            )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that the engine runs on."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype that the network computes in."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def num_decoder_slots(self) -> int:
+        """Decoder slots, where nothing is given one a stream."""
+        return self.max_streams if self.decoder_slots is None else self.decoder_slots
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}: give a whole number from {low:,} to {high:,}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}: give one of {', '.join(choices)}")

@@ -1,0 +1,58 @@
+"""What the engine gives back: chunks of video or latents, and what a traced request computed."""
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.models.program import PassRecord
+
+FinishReason = Literal["length", "abort", "error"]
+
+
+class LayerCache(msgspec.Struct, frozen=True, eq=False):
+    """One layer's cache of a branch at the end of a traced request.
+
+    All are [tokens, heads, head_dim] in the original channel order of the weights: `keys` after
+    QK-norm and before RoPE (as they are stored), `rotated_keys` after RoPE at the tokens'
+    positions (as Self-Forcing stores them), `values`; `text_keys` and `text_values` have one row
+    for each of the `text_len` text rows.
+    """
+
+    keys: Tensor
+    rotated_keys: Tensor
+    values: Tensor
+    text_keys: Tensor
+    text_values: Tensor
+
+
+class Trace(msgspec.Struct, frozen=True, eq=False):
+    """Every pass of a request in order, then the caches by branch and layer.
+
+    `token_numbers` says, per branch, which tokens of the video the rows of the caches are (those
+    that were evicted are missing).
+    """
+
+    passes: tuple[PassRecord, ...]
+    caches: tuple[tuple[LayerCache, ...], ...]
+    token_numbers: tuple[NDArray[np.int64], ...]
+
+
+class VideoOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One chunk of a request, or its end.
+
+    `frames` are uint8 [T, H, W, 3] or None; `latents` fp32 [F, C, h, w] or None. The last output
+    of a request has `finished`, with the reason, the `error` as one line and the `trace` if it
+    was asked for; after an abort or an error, and of a traced request, it carries no chunk.
+    """
+
+    request_id: str
+    chunk_index: int | None = None
+    frames: NDArray[np.uint8] | None = None
+    latents: Tensor | None = None
+    finished: bool = False
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    trace: Trace | None = None

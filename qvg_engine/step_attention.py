@@ -1,0 +1,90 @@
+"""Attention of one step: every pass over its own pages, its own tokens and its own text.
+
+It is the one place where a network's layers meet the pages. A commit pass's K and V go into its
+reserved pages layer by layer, so that no more than one layer of them is alive at a time.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.block_manager.commit import PendingCommit
+from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.kernels.paged_attention import (
+    DenseSegment,
+    PagedSegment,
+    PageRuns,
+    ReadTransform,
+    Strategy,
+    Workspace,
+    paged_attention,
+)
+from qvg_engine.text_pool import TextEntry
+
+
+class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What one pass of a step attends to, and where it commits.
+
+    `rows` are its rows in the batch; `positions` its token numbers; `pages` its cached tokens.
+    """
+
+    rows: slice
+    positions: NDArray[np.int64]
+    pages: PageRuns
+    transform: ReadTransform
+    text: TextEntry
+    commit: PendingCommit | None
+
+
+class StepAttention:
+    """The `Attention` that the engine gives to a network for one step."""
+
+    def __init__(
+        self,
+        passes: Sequence[PassReads],
+        *,
+        store: PageStore,
+        workspace: Workspace,
+        strategy: Strategy,
+    ) -> None:
+        self._passes = passes
+        self._store = store
+        self._workspace = workspace
+        self._strategy = strategy
+
+    def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        output = torch.empty_like(queries)
+        for item in self._passes:
+            own_keys, own_values = keys[item.rows], values[item.rows]
+            own = DenseSegment(keys=own_keys, values=own_values, positions=item.positions)
+            cached = PagedSegment(self._store.layer(layer), item.pages)
+            output[item.rows] = paged_attention(
+                queries[item.rows],
+                (cached, own),
+                transform=item.transform,
+                query_positions=item.positions,
+                workspace=self._workspace,
+                strategy=self._strategy,
+            )
+            if item.commit is not None:
+                self._write(layer, item.commit, own_keys, own_values)
+        return output
+
+    def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
+        output = torch.empty_like(queries)
+        for item in self._passes:
+            output[item.rows] = paged_attention(
+                queries[item.rows],
+                (item.text.layers[layer],),
+                workspace=self._workspace,
+                strategy=self._strategy,
+            )
+        return output
+
+    def _write(self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor) -> None:
+        stored = commit.num_tokens
+        self._store.write(layer, commit.page_ids, keys=keys[-stored:], values=values[-stored:])
