@@ -1,0 +1,1 @@
+"""The command line: `qvg-engine generate` and `qvg-engine doctor`."""

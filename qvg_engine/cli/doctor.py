@@ -1,0 +1,39 @@
+"""`qvg-engine doctor`: what is installed, what runs here, and whether a request would fit."""
+
+import typer
+
+from qvg_engine.cli.options import (
+    Device,
+    KvFormat,
+    KvMemory,
+    MaxStreams,
+    Model,
+    NumFrames,
+    Seconds,
+    engine_settings,
+)
+from qvg_engine.cli.video_length import VideoLength
+
+
+def doctor(
+    model: Model = "pocket",
+    kv_format: KvFormat = None,
+    seconds: Seconds = None,
+    num_frames: NumFrames = None,
+    max_streams: MaxStreams = None,
+    kv_memory: KvMemory = None,
+    device: Device = "auto",
+) -> None:
+    """Say what is installed, which kernels run here, and whether videos of a length would fit."""
+    settings = engine_settings(
+        model=model,
+        kv_format=kv_format,
+        max_streams=max_streams,
+        kv_memory=kv_memory,
+        device=device,
+    )
+    length = VideoLength(seconds=seconds, num_frames=num_frames)
+    # Here, because it imports torch: help and mistyped options should not wait for that.
+    from qvg_engine.cli.examine import examine
+
+    raise typer.Exit(examine(settings, length))

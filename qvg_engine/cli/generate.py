@@ -1,0 +1,89 @@
+"""`qvg-engine generate`: its options. What it does is in make_videos.py."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qvg_engine.cli.options import (
+    Device,
+    KvFormat,
+    KvMemory,
+    MaxStreams,
+    Model,
+    NumFrames,
+    Seconds,
+    engine_settings,
+)
+from qvg_engine.cli.prompts import gather_prompts
+from qvg_engine.cli.settings import GenerateSettings
+from qvg_engine.cli.video_length import VideoLength
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="What each video shows; one video a prompt.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="A text file with more prompts, one a line.")
+    ] = None,
+    model: Model = "pocket",
+    kv_format: KvFormat = None,
+    seconds: Seconds = None,
+    num_frames: NumFrames = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first video; the next ones count up.")
+    ] = 0,
+    max_streams: MaxStreams = None,
+    kv_memory: KvMemory = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace existing videos instead of adding -2, -3, ..."),
+    ] = False,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Enlarge every pixel so many times; by default until the shorter side has 256.",
+        ),
+    ] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write what the run took to this file.")
+    ] = None,
+    device: Device = "auto",
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Make a video the same bit for bit whatever is made beside it; slower.",
+        ),
+    ] = False,
+) -> None:
+    """Generate videos from prompts, all of them together.
+
+    Each becomes an MP4 named after its prompt and seed. A file appears under its name when it is
+    complete; Ctrl-C keeps the complete ones and removes the others.
+    """
+    settings = GenerateSettings(
+        prompts=tuple(gather_prompts(prompts or [], prompts_file)),
+        length=VideoLength(seconds=seconds, num_frames=num_frames),
+        seed=seed,
+        output_dir=output_dir,
+        overwrite=overwrite,
+        scale=scale,
+        json_path=json_path,
+        engine_settings=engine_settings(
+            model=model,
+            kv_format=kv_format,
+            max_streams=max_streams,
+            kv_memory=kv_memory,
+            device=device,
+            batch_invariant=batch_invariant,
+        ),
+    )
+    # Here, because it imports torch: help and mistyped options should not wait for that.
+    from qvg_engine.cli.make_videos import make_videos
+
+    raise typer.Exit(make_videos(settings))

@@ -1,0 +1,101 @@
+"""What `qvg-engine generate` does: check, load, make all videos together, say what it took."""
+
+import contextlib
+import sys
+import time
+
+import torch
+
+from qvg_engine.block_manager.warm_up import warm_up
+from qvg_engine.cli.console import make_console
+from qvg_engine.cli.display import make_display
+from qvg_engine.cli.exit_code import ExitCode
+from qvg_engine.cli.interrupt import StopSignals
+from qvg_engine.cli.prompts import video_name
+from qvg_engine.cli.report import make_report, print_report, write_json
+from qvg_engine.cli.run import run_jobs
+from qvg_engine.cli.settings import GenerateSettings
+from qvg_engine.cli.video_job import JobState, VideoJob
+from qvg_engine.config import EngineConfig
+from qvg_engine.engine import VideoEngine
+from qvg_engine.errors import CapacityError, ConfigError
+from qvg_engine.models.family import ModelFamily
+from qvg_engine.request import VideoRequest
+from qvg_engine.video.writer import require_writable_folder
+
+
+def make_videos(settings: GenerateSettings) -> int:
+    """Make the videos and return the exit code.
+
+    Raises a QvgError for a mistake that keeps the run from starting.
+    """
+    config = EngineConfig(**settings.engine_settings)
+    require_writable_folder(settings.output_dir)
+    if settings.json_path is not None:
+        require_writable_folder(settings.json_path.parent)
+    console = make_console()
+    load_started_at = time.perf_counter()
+    engine = open_engine(config, prompt=settings.prompts[0])
+    warmup_s = time.perf_counter() - load_started_at
+    assert engine.family.codec is not None, "checked when the engine was opened"
+    jobs = _make_jobs(settings, engine.family.codec.frames_per_second)
+    with StopSignals() as stop, make_display(console) as display:
+        wall_s = run_jobs(engine, jobs, display=display, stop=stop)
+    report = make_report(jobs, engine.stats(), wall_s=wall_s, warmup_s=warmup_s)
+    print_report(jobs, report, console)
+    for job in jobs:
+        if job.state is JobState.FAILED:
+            print(f"error: {job.request.prompt!r} failed: {job.error}", file=sys.stderr)
+    if stop.received is not None:
+        print(f"stopped: {len(report.videos)} of {len(jobs)} videos are complete", file=sys.stderr)
+        return 128 + stop.received
+    if settings.json_path is not None:
+        write_json(report, settings.json_path)
+    return ExitCode.DONE if len(report.videos) == len(jobs) else ExitCode.USER_ERROR
+
+
+def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
+    """Load the model, and make two chunks of a video so that everything is compiled.
+
+    That runs in an engine of its own: the one that is returned has counted nothing yet.
+    """
+    warm_up()
+    engine = VideoEngine(config)
+    family = engine.family
+    _check_makes_videos(family)
+    num_frames = 2 * family.settings.frames_per_chunk
+    noise = torch.zeros(num_frames, *family.settings.latent_shape)
+    # Where not even this fits, the error should name the video that was asked for.
+    with contextlib.suppress(CapacityError):
+        engine.add_request(VideoRequest(request_id="warm-up", prompt=prompt, noise=noise))
+    while engine.has_unfinished_requests():
+        engine.step()
+    del engine
+    return VideoEngine(config, family=family)
+
+
+def _check_makes_videos(family: ModelFamily) -> None:
+    if family.codec is None or family.prompt_encoder is None:
+        raise ConfigError(
+            f"model {family.name!r} is a bare network without text encoder and VAE: use pocket, "
+            "or run it from Python as docs/porting.md shows"
+        )
+
+
+def _make_jobs(settings: GenerateSettings, frames_per_second: int) -> list[VideoJob]:
+    num_frames = settings.length.count_frames(frames_per_second)
+    jobs = []
+    for index, prompt in enumerate(settings.prompts):
+        seed = settings.seed + index
+        request = VideoRequest(
+            request_id=f"video-{index + 1}", prompt=prompt, num_frames=num_frames, seed=seed
+        )
+        job = VideoJob(
+            request,
+            path=settings.output_dir / video_name(prompt, seed),
+            frames_per_second=frames_per_second,
+            scale=settings.scale,
+            overwrite=settings.overwrite,
+        )
+        jobs.append(job)
+    return jobs

@@ -1,0 +1,42 @@
+"""Options that several commands have."""
+
+from typing import Annotated, Any
+
+import typer
+
+from qvg_engine.cli.sizes import parse_bytes
+
+Model = Annotated[
+    str, typer.Option(help="pocket, the embedded model, or the path of a weights file.")
+]
+KvFormat = Annotated[str | None, typer.Option(help="How the KV-cache is stored: dense or bf16.")]
+Seconds = Annotated[
+    float | None, typer.Option(help="Length of each video; 10 unless --num-frames is given.")
+]
+NumFrames = Annotated[int | None, typer.Option(min=1, help="Length of each video in frames.")]
+MaxStreams = Annotated[
+    int | None, typer.Option(min=1, help="Videos that are made at the same time.")
+]
+KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def engine_settings(
+    *,
+    model: str,
+    kv_format: str | None,
+    max_streams: int | None,
+    kv_memory: str | None,
+    device: str,
+    batch_invariant: bool = False,
+) -> dict[str, Any]:
+    """The fields of EngineConfig that were given; ConfigError for a size that cannot be read."""
+    given = {
+        "model": model,
+        "kv_format": kv_format,
+        "max_streams": max_streams,
+        "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
+        "device": device,
+        "batch_invariant": batch_invariant,
+    }
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,30 @@
+"""What a run of `qvg-engine generate` was asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qvg_engine.cli.video_length import VideoLength
+from qvg_engine.errors import OutputError
+
+
+class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: its prompts, how long the videos are, and where they go.
+
+    Video i has seed `seed + i`. `scale` None enlarges what is too small to watch.
+    `engine_settings` are the fields of EngineConfig that were given.
+    """
+
+    prompts: tuple[str, ...]
+    length: VideoLength
+    seed: int
+    output_dir: Path
+    overwrite: bool
+    scale: int | None
+    json_path: Path | None
+    engine_settings: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.json_path is not None and self.json_path.is_dir():
+            raise OutputError(f"--json {self.json_path} is a folder: name a file")
