@@ -53,7 +53,7 @@ def get_format(name: str) -> PageFormat:
 
 
 class CacheGeometry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model caches: `num_layers * num_kv_heads * head_dim` elements of K, and of V, a token."""
+    """What a model caches: `num_layers * num_kv_heads * head_dim` elements of K and V a token."""
 
     num_layers: int
     num_kv_heads: int

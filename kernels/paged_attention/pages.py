@@ -39,7 +39,7 @@ class PlainPages:
         num_full, rest = divmod(num_tokens, self.page_size)
         assert num_tokens <= len(page_ids) * self.page_size, (num_tokens, page_ids)
         ids = torch.from_numpy(page_ids[:num_full].astype(np.int64)).to(self.data.device)
-        full = rows[: num_tokens - rest].view(num_full, self.page_size, num_heads, head_dim)
+        full = rows[: num_tokens - rest].reshape(num_full, self.page_size, num_heads, head_dim)
         self.data[ids] = full.transpose(1, 2).to(self.data.dtype)
         if rest:
             self.data[int(page_ids[num_full]), :, :rest] = rows[num_tokens - rest :].transpose(0, 1)

@@ -63,48 +63,57 @@ def _narrow(value: Any, like: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def fill_row(
+def fill_angles(
     position: Any, height: Any, width: Any, t: Any, h: Any, w: Any, cos: Any, sin: Any
 ) -> None:
-    """Write the cosines and sines of one token into `cos` and `sin` [head_dim / 2]."""
+    """Cosines and sines of the tokens from `position` on into `cos` and `sin` [tokens, pairs]."""
     frame = position // (height * width)
-    rest = position - frame * height * width
-    row = rest // width
-    column = rest - row * width
+    row = position // width - frame * height
+    column = position % width
     first_h = t.shape[2]
     first_w = first_h + h.shape[2]
-    for i in range(t.shape[2]):
-        cos[i] = t[frame, 0, i]
-        sin[i] = t[frame, 1, i]
-    for i in range(h.shape[2]):
-        cos[first_h + i] = h[row, 0, i]
-        sin[first_h + i] = h[row, 1, i]
-    for i in range(w.shape[2]):
-        cos[first_w + i] = w[column, 0, i]
-        sin[first_w + i] = w[column, 1, i]
+    for token in range(cos.shape[0]):
+        # Element by element: an assignment of slices takes twice as long in Numba.
+        for i in range(t.shape[2]):
+            cos[token, i] = t[frame, 0, i]
+            sin[token, i] = t[frame, 1, i]
+        for i in range(h.shape[2]):
+            cos[token, first_h + i] = h[row, 0, i]
+            sin[token, first_h + i] = h[row, 1, i]
+        for i in range(w.shape[2]):
+            cos[token, first_w + i] = w[column, 0, i]
+            sin[token, first_w + i] = w[column, 1, i]
+        column += 1
+        if column == width:
+            column = 0
+            row += 1
+            if row == height:
+                row = 0
+                frame += 1
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@njit(inline="always")
 def rotate_row(source: Any, cos: Any, sin: Any, target: Any) -> None:
     """Rotate one row [head_dim] of one head into `target` [head_dim]."""
     half = cos.shape[0]
+    # Two loops with one output each: LLVM vectorises them, but not one loop with both outputs.
     for i in range(half):
-        first = widen(source[i])
-        second = widen(source[half + i])
-        target[i] = narrow(first * cos[i] - second * sin[i], target)
-        target[half + i] = narrow(first * sin[i] + second * cos[i], target)
+        target[i] = narrow(widen(source[i]) * cos[i] - widen(source[half + i]) * sin[i], target)
+    for i in range(half):
+        value = widen(source[i]) * sin[i] + widen(source[half + i]) * cos[i]
+        target[half + i] = narrow(value, target)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, fastmath={"contract"})
 def _rotate(
     x: Any, positions: Any, height: Any, width: Any, t: Any, h: Any, w: Any, out: Any
 ) -> None:
-    cos = np.empty(x.shape[2] // 2, np.float32)
-    sin = np.empty(x.shape[2] // 2, np.float32)
+    cos = np.empty((1, x.shape[2] // 2), np.float32)
+    sin = np.empty((1, x.shape[2] // 2), np.float32)
     for token in range(x.shape[0]):
-        fill_row(positions[token], height, width, t, h, w, cos, sin)
+        fill_angles(positions[token], height, width, t, h, w, cos, sin)
         for head in range(x.shape[1]):
-            rotate_row(x[token, head], cos, sin, out[token, head])
+            rotate_row(x[token, head], cos[0], sin[0], out[token, head])
 
 
 def table_arrays(
