@@ -78,6 +78,7 @@ def write_json(report: RunReport, path: Path) -> None:
     """Write `report` to `path`, whole or not at all; OutputError if that fails."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
         os.replace(part, path)
     except OSError as error:

@@ -28,11 +28,18 @@ _LIMITED_RANGE = 1
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Create `folder` if it is missing, and raise OutputError if no file can be made in it."""
+    """Raise OutputError if no file can be made in `folder`, or if it cannot be created.
+
+    Leaves nothing behind: a folder that is missing is missing again afterwards.
+    """
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _create_hidden_file(folder / "probe")
-        probe.unlink()
+        try:
+            _create_hidden_file(folder / "probe").unlink()
+        finally:
+            for part in missing:
+                part.rmdir()
     except OSError as error:
         raise OutputError(
             f"cannot write to the folder {folder}: {_reason(error)}; name another one"
@@ -54,8 +61,8 @@ class VideoWriter:
     `scale` repeats every pixel scale x scale times, so that a tiny video is large enough to watch.
     H.264 needs even sizes: an odd height or width is padded by repeating its last row or column.
 
-    The hidden file is made at construction, so that a folder that cannot be written to is noticed
-    before any work is done. As a context manager it closes on success and discards on an exception.
+    The hidden file, and its folder if that is missing, are made at construction. As a context
+    manager it closes on success and discards on an exception.
     Every method raises OutputError if the file cannot be written.
     """
 
@@ -83,6 +90,7 @@ class VideoWriter:
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._part: Path | None = _create_hidden_file(self.path)
         except OSError as error:
             raise self._failure(error) from error

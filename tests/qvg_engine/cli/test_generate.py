@@ -243,6 +243,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert result.out == ""
+    assert sorted(os.listdir(tmp_path)) == ["folder", "taken"]
     assert all_files(tmp_path) == ["taken"]
 
 

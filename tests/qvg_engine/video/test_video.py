@@ -158,9 +158,16 @@ def test_two_writers_of_one_name_both_keep_their_video(tmp_path: Path) -> None:
     assert (first.close().name, second.close().name) == ("a.mp4", "a-2.mp4")
 
 
-def test_a_folder_that_is_missing_is_an_error_before_any_frame(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*a\.mp4.*No such file"):
-        VideoWriter(tmp_path / "missing" / "a.mp4", frames_per_second=16)
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "new" / "deep" / "a.mp4", frames_per_second=16) as writer:
+        writer.write(gradient(5, 64, 64))
+    assert probe_video(tmp_path / "new" / "deep" / "a.mp4").num_frames == 5
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_frame(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*a\.mp4"):
+        VideoWriter(tmp_path / "file" / "a.mp4", frames_per_second=16)
 
 
 def test_a_folder_that_vanishes_is_an_output_error(tmp_path: Path) -> None:
@@ -174,8 +181,9 @@ def test_a_folder_that_vanishes_is_an_output_error(tmp_path: Path) -> None:
 
 
 def test_require_writable_folder(tmp_path: Path) -> None:
+    require_writable_folder(tmp_path)
     require_writable_folder(tmp_path / "new" / "deep")
-    assert os.listdir(tmp_path / "new" / "deep") == []
+    assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write to the folder"):
         require_writable_folder(tmp_path / "file")
