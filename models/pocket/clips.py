@@ -1,0 +1,205 @@
+"""Draws the clips that the embedded model learns from.
+
+A clip shows one flat shape that bounces inside the view, over a textured ground that a camera
+crosses in a straight line. The ground is a torus: 128 pixels along the camera's direction and 64
+across, so what left the 64-pixel view comes back after a whole number of latent frames
+(`RETURN_FRAMES`). Everything follows from the seed; nothing here knows of latents or networks.
+"""
+
+from itertools import product
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE: Final = 64
+"""Height and width of the view in pixels."""
+GROUND_LENGTH: Final = 128
+"""Pixels of ground along the camera's direction before it repeats."""
+FRAMES_PER_LATENT: Final = 4
+"""Pixel frames that one latent frame stands for."""
+RETURN_FRAMES: Final = (12, 16, 20, 28, 40)
+"""Latent frames between ground leaving the view and coming back, one value for each speed."""
+
+SHAPES: Final = ("circle", "square", "triangle")
+COLORS: Final = ("red", "green", "blue", "yellow", "white", "purple")
+DIRECTIONS: Final = ("left", "right", "up", "down")
+
+FLAT_RGB: Final = {
+    "red": (222, 42, 42),
+    "green": (45, 180, 65),
+    "blue": (50, 85, 225),
+    "yellow": (240, 215, 45),
+    "white": (248, 248, 248),
+    "purple": (150, 50, 195),
+}
+"""The colour of a shape."""
+GROUND_RGB: Final = {
+    "red": ((112, 12, 18), (236, 84, 72)),
+    "green": ((12, 84, 34), (98, 208, 108)),
+    "blue": ((14, 28, 118), (92, 142, 240)),
+    "yellow": ((148, 126, 8), (250, 236, 104)),
+    "white": ((158, 158, 162), (252, 252, 252)),
+    "purple": ((70, 14, 102), (184, 104, 226)),
+}
+"""The darkest and the lightest colour of a ground."""
+
+_NUM_MODES = 12
+_OUTLINE_PIXELS = 1.5
+_OUTLINE_SHADE = 0.5
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """What a clip shows, and what its prompt says.
+
+    `color` is the shape's and `background` the ground's; both are of `COLORS` and differ.
+    """
+
+    shape: str
+    color: str
+    background: str
+    direction: str
+
+    @property
+    def prompt(self) -> str:
+        """The scene in the words of the vocabulary."""
+        return (
+            f"a {self.color} {self.shape} over a {self.background} background, "
+            f"camera moving {self.direction}"
+        )
+
+
+class Clip(msgspec.Struct, frozen=True):
+    """Frames [T, 64, 64, 3] uint8 and how they were made.
+
+    `camera_offset` [T] float64 is the position, in pixels of ground, of the view's first row or
+    column (modulo `GROUND_LENGTH` it names the ground that is seen); `speed` is in pixels a frame.
+    """
+
+    frames: NDArray[np.uint8]
+    scene: Scene
+    camera_offset: NDArray[np.float64]
+    speed: float
+
+
+def all_scenes() -> tuple[Scene, ...]:
+    """Every scene that can be drawn, in a fixed order."""
+    return _SCENES
+
+
+_SCENES: Final = tuple(
+    Scene(shape, color, background, direction)
+    for shape, color, background, direction in product(SHAPES, COLORS, COLORS, DIRECTIONS)
+    if color != background
+)
+
+
+def scene_of(seed: int) -> Scene:
+    """What the clip of a seed shows."""
+    return _pick_scene(np.random.default_rng(seed))
+
+
+def draw_clip(seed: int, *, num_frames: int, scene: Scene | None = None) -> Clip:
+    """The clip of a seed; without `scene` the seed also picks what it shows."""
+    rng = np.random.default_rng(seed)
+    picked = _pick_scene(rng)
+    scene = picked if scene is None else scene
+    ground = _ground(rng, scene.background)
+    return_frames = RETURN_FRAMES[int(rng.integers(len(RETURN_FRAMES)))]
+    speed = (GROUND_LENGTH - SIZE) / (FRAMES_PER_LATENT * return_frames)
+    sign = 1.0 if scene.direction in ("right", "down") else -1.0
+    offset = rng.uniform(0, GROUND_LENGTH) + sign * speed * np.arange(num_frames)
+    view = _view(ground, offset)
+    if scene.direction in ("left", "right"):
+        view = view.swapaxes(1, 2)
+    frames = _paint_shape(rng, np.ascontiguousarray(view), scene)
+    return Clip(frames=frames, scene=scene, camera_offset=offset, speed=speed)
+
+
+def _pick_scene(rng: np.random.Generator) -> Scene:
+    return _SCENES[int(rng.integers(len(_SCENES)))]
+
+
+def _ground(rng: np.random.Generator, color: str) -> NDArray[np.float32]:
+    """A texture [GROUND_LENGTH, SIZE, 3], 0 to 255, that repeats in both directions."""
+    shade = 0.5 + 0.5 * np.tanh(1.1 * _smooth_field(rng))
+    tint = _smooth_field(rng)
+    dark, light = (np.asarray(rgb, dtype=np.float32) for rgb in GROUND_RGB[color])
+    ground = dark + shade[..., None] * (light - dark)
+    tint_rgb = rng.normal(size=3).astype(np.float32) * (2.0 if color == "white" else 4.0)
+    return np.clip(ground + tint[..., None] * tint_rgb, 0, 255).astype(np.float32)
+
+
+def _smooth_field(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random sum of plane waves, periodic on the torus, of zero mean and unit variance."""
+    along = np.arange(GROUND_LENGTH)[:, None] * (2 * np.pi / GROUND_LENGTH)
+    across = np.arange(SIZE)[None, :] * (2 * np.pi / SIZE)
+    field = np.zeros((GROUND_LENGTH, SIZE))
+    for _ in range(_NUM_MODES):
+        # Wavelengths of 20 pixels and more: an 8x VAE has to keep them.
+        k_along, k_across = int(rng.integers(1, 6)), int(rng.integers(-2, 3))
+        phase = rng.uniform(0, 2 * np.pi)
+        weight = 1.0 / np.hypot(k_along / 2, k_across)
+        field += weight * np.cos(k_along * along + k_across * across + phase)
+    field -= field.mean()
+    return (field / field.std()).astype(np.float32)
+
+
+def _view(ground: NDArray[np.float32], offset: NDArray[np.float64]) -> NDArray[np.float32]:
+    """What the camera sees [T, SIZE, SIZE, 3], its direction on axis 1."""
+    first = np.floor(offset)
+    rows = (first[:, None].astype(np.int64) + np.arange(SIZE)) % GROUND_LENGTH
+    part = (offset - first).astype(np.float32)[:, None, None, None]
+    here = ground[rows]
+    after = ground[(rows + 1) % GROUND_LENGTH]
+    after -= here
+    after *= part
+    after += here
+    return after
+
+
+def _paint_shape(
+    rng: np.random.Generator, view: NDArray[np.float32], scene: Scene
+) -> NDArray[np.uint8]:
+    """Paints the bouncing shape with its dark outline over `view`, in place, and rounds."""
+    radius = rng.uniform(11.0, 14.0)
+    angle = rng.uniform(0, 2 * np.pi)
+    speed = rng.uniform(0.4, 1.2)
+    low, high = radius + 1.0, SIZE - radius - 1.0
+    steps = np.arange(len(view))
+    x = _bounce(rng.uniform(low, high) + speed * np.cos(angle) * steps, low, high)
+    y = _bounce(rng.uniform(low, high) + speed * np.sin(angle) * steps, low, high)
+    axis = np.arange(SIZE, dtype=np.float32) + 0.5
+    dx = axis[None, None, :] - x.astype(np.float32)[:, None, None]
+    dy = axis[None, :, None] - y.astype(np.float32)[:, None, None]
+    distance = shape_distance(scene.shape, dx, dy, radius)
+    outside = np.clip(distance + 0.5, 0, 1)[..., None]
+    core = np.clip(0.5 - _OUTLINE_PIXELS - distance, 0, 1)[..., None]
+    rgb = np.asarray(FLAT_RGB[scene.color], dtype=np.float32)
+    view *= outside
+    view += (1.0 - outside) * (_OUTLINE_SHADE * rgb)
+    view += core * ((1.0 - _OUTLINE_SHADE) * rgb)
+    return np.rint(np.clip(view, 0, 255)).astype(np.uint8)
+
+
+def _bounce(position: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Folds a straight path into [low, high] as if its ends were mirrors."""
+    span = high - low
+    folded = np.mod(position - low, 2 * span)
+    return low + np.where(folded > span, 2 * span - folded, folded)
+
+
+def shape_distance(
+    shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float
+) -> NDArray[np.float32]:
+    """Signed distance in pixels (negative inside) to a shape that fits a box of +-radius."""
+    if shape == "circle":
+        distance = np.sqrt(dx * dx + dy * dy) - np.float32(radius)
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - np.float32(0.86 * radius)
+    else:
+        # Upright, as wide as high: slanted sides of slope 2 and a base at dy = radius.
+        side = (2 * np.abs(dx) - dy - np.float32(radius)) / np.float32(np.sqrt(5.0))
+        distance = np.maximum(side, dy - np.float32(radius))
+    return distance.astype(np.float32)

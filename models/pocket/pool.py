@@ -1,0 +1,114 @@
+"""A pool of encoded clips on disk, which the network is trained from."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from qvg_engine.errors import CheckpointError
+from qvg_engine.models.pocket.clips import FRAMES_PER_LATENT, Scene, draw_clip, scene_of
+from qvg_engine.models.pocket.vae import PocketVae
+
+CLIP_LATENTS: Final = 60
+"""Latent frames of every clip in a pool: a full window of 48 and some history before it."""
+
+
+class _PoolIndex(msgspec.Struct, frozen=True):
+    """What the file of latents holds; `num_done` of its clips are there."""
+
+    first_seed: int
+    num_clips: int
+    num_done: int
+    clip_latents: int
+    channels: int
+
+
+class ClipPool:
+    """Latents of the clips of consecutive seeds, bf16, mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a pool that `build_pool` wrote, finished or not."""
+        self._folder = folder
+        index = _read_index(folder)
+        if index is None:
+            raise CheckpointError(f"{folder} holds no pool of clips: build one first")
+        self._index = index
+        self._latents = _map_latents(folder, index)
+
+    def refresh(self) -> int:
+        """Look again how many clips are there, and return it."""
+        self._index = _read_index(self._folder) or self._index
+        return self._index.num_done
+
+    @property
+    def clip_latents(self) -> int:
+        """Latent frames of every clip."""
+        return self._index.clip_latents
+
+    def __len__(self) -> int:
+        return self._index.num_done
+
+    def scene(self, clip: int) -> Scene:
+        """What a clip shows."""
+        return scene_of(self._index.first_seed + clip)
+
+    def window(self, clip: int, first: int, length: int) -> Tensor:
+        """Latent frames [length, C, h, w] of a clip, fp32."""
+        return self._latents[clip, first : first + length].float()
+
+
+def build_pool(
+    folder: Path,
+    vae: PocketVae,
+    *,
+    num_clips: int,
+    first_seed: int = 0,
+    clip_latents: int = CLIP_LATENTS,
+) -> None:
+    """Draw and encode clips until the pool holds `num_clips`; goes on where it was stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = _read_index(folder) or _PoolIndex(
+        first_seed, num_clips, 0, clip_latents, vae.latent_channels
+    )
+    latents = _map_latents(folder, index)
+
+    def draw(clip: int) -> Tensor:
+        frames = draw_clip(index.first_seed + clip, num_frames=FRAMES_PER_LATENT * clip_latents)
+        return torch.from_numpy(frames.frames)
+
+    vae = vae.eval().to(memory_format=torch.channels_last)
+    with ThreadPoolExecutor(1) as executor:
+        upcoming = executor.submit(draw, index.num_done)
+        for clip in range(index.num_done, num_clips):
+            frames = upcoming.result()
+            upcoming = executor.submit(draw, clip + 1)
+            with torch.autocast("cpu", torch.bfloat16):
+                latents[clip] = vae.encode_chunk(frames)[0].to(torch.bfloat16)
+            if (clip + 1) % 64 == 0 or clip + 1 == num_clips:
+                index = msgspec.structs.replace(index, num_done=clip + 1)
+                _write_index(folder, index)
+                typer.echo(f"pool: {clip + 1} of {num_clips} clips")
+
+
+def _map_latents(folder: Path, index: _PoolIndex) -> Tensor:
+    shape = (index.num_clips, index.clip_latents, index.channels, 8, 8)
+    flat = torch.from_file(
+        str(folder / "latents.bf16"), shared=True, size=int(np.prod(shape)), dtype=torch.bfloat16
+    )
+    return flat.view(shape)
+
+
+def _read_index(folder: Path) -> _PoolIndex | None:
+    path = folder / "index.json"
+    return msgspec.json.decode(path.read_bytes(), type=_PoolIndex) if path.exists() else None
+
+
+def _write_index(folder: Path, index: _PoolIndex) -> None:
+    temporary = folder / "index.json.tmp"
+    temporary.write_bytes(msgspec.json.encode(index))
+    temporary.replace(folder / "index.json")

@@ -1,0 +1,225 @@
+"""Trains the embedded model's network and vocabulary on a pool of encoded clips.
+
+    python -m qvg_engine.models.pocket.train_network --vae runs/vae.pt --pool runs/pool \\
+        --output runs/network.pt --minutes 90
+
+Seeded, and resumable: run the same command again and it goes on from its checkpoint. A round is
+one batch of clips; its first step sees them with a soiled context, and once the network is of use
+(`FIRST_OWN_CONTEXT`) further steps see the network's own predictions as context, while the target
+stays the true clip. That is what keeps long videos from drifting.
+"""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from qvg_engine.models.pocket.batches import (
+    LEVELS,
+    Batch,
+    add_noise,
+    draw_batch,
+    pick_layout,
+    soil_context,
+)
+from qvg_engine.models.pocket.optimizer import MixedOptimizer
+from qvg_engine.models.pocket.pool import ClipPool, build_pool
+from qvg_engine.models.pocket.teacher_forcing import PocketModel, TeacherForcing
+from qvg_engine.models.pocket.training import (
+    Budget,
+    Clock,
+    keep_memory,
+    load_checkpoint,
+    save_checkpoint,
+    trapezoid_rate,
+)
+from qvg_engine.models.pocket.vae import PocketVae
+from qvg_engine.models.pocket.vocabulary import Vocabulary, read_prompt
+from qvg_engine.models.wan.config import WanConfig
+from qvg_engine.models.wan.network import WanNetwork
+
+NETWORK: Final = WanConfig(
+    dim=256, ffn_dim=768, num_heads=2, num_layers=6, text_dim=64, patch_size=(1, 1, 1)
+)
+FIRST_OWN_CONTEXT: Final = 0.2
+"""Part of the training after which the network's predictions become context."""
+GENERATIONS: Final = 3
+"""Steps of a round from then on: each one's context is the last one's prediction."""
+
+
+class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one training."""
+
+    output: Path
+    pool: Path
+    budget: Budget
+    network: WanConfig = NETWORK
+    seed: int = 0
+    peak_rate: float = 2e-3
+    checkpoint_every_s: float = 180.0
+
+
+class NetworkTrainer:
+    """A training under way: model, optimiser, and how far it is."""
+
+    def __init__(self, settings: NetworkTraining) -> None:
+        """Begin, or go on from the checkpoint at `settings.output`."""
+        self.settings = settings
+        torch.manual_seed(settings.seed)
+        self.model = new_model(settings.network)
+        self.optimizer = MixedOptimizer(self.model)
+        self.model.bfloat16()
+        self.pool = ClipPool(settings.pool)
+        self.round, self.step, elapsed_s = 0, 0, 0.0
+        saved = load_checkpoint(settings.output)
+        if saved:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.round, self.step = saved["round"], saved["step"]
+            elapsed_s = saved["elapsed_s"]
+        self.clock = Clock(elapsed_s)
+        self._report = _Report()
+
+    def train(self) -> PocketModel:
+        """Train until the budget is used up; returns the averaged model in fp32."""
+        saved_at = self.clock.elapsed_s
+        while (progress := self.progress) < 1.0:
+            self.run_round(progress)
+            if self.clock.elapsed_s - saved_at > self.settings.checkpoint_every_s:
+                self.save()
+                saved_at = self.clock.elapsed_s
+                self.pool.refresh()
+        self.save()
+        return averaged_model(self.optimizer.average, self.settings.network)
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is used up."""
+        return self.settings.budget.progress(self.step, self.clock.elapsed_s)
+
+    def run_round(self, progress: float) -> None:
+        """Train on one batch, with as many generations of context as are due."""
+        rng = np.random.default_rng((self.settings.seed, self.round))
+        torch.manual_seed(int(rng.integers(2**62)))
+        batch = draw_batch(self.pool, pick_layout(rng), rng)
+        context = soil_context(batch.chunks)
+        generations = GENERATIONS if progress >= FIRST_OWN_CONTEXT else 1
+        for generation in range(generations):
+            rate = trapezoid_rate(self.settings.peak_rate, self.step, self.progress)
+            context = self._train_step(batch, context, rate, generation)
+        self.round += 1
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        content = {
+            "optimizer": self.optimizer.state_dict(),
+            "round": self.round,
+            "step": self.step,
+            "elapsed_s": self.clock.elapsed_s,
+        }
+        save_checkpoint(self.settings.output, content)
+
+    def _train_step(self, batch: Batch, context: Tensor, rate: float, generation: int) -> Tensor:
+        """One update; returns the context with what the network made of the noisy chunks."""
+        layout = batch.layout
+        prompts = [read_prompt(self.pool.scene(clip).prompt).rows for clip in batch.clips]
+        forcing = TeacherForcing(self.model, layout, self.model.text_rows(prompts))
+        forcing.read_context(context)
+        noisy, indices, target = add_noise(batch.chunks[:, -layout.noisy_chunks :], layout.copies)
+        flow = forcing.flow(noisy, torch.tensor(LEVELS)[indices]).float()
+        errors = (flow - target).square().flatten(3).mean(-1)
+        errors.mean().backward()  # type: ignore[no-untyped-call]
+        norm = self.optimizer.step(rate)
+        self.step += 1
+        self._report.add(errors.detach(), indices, norm, generation)
+        if self.step % 50 == 0:
+            typer.echo(
+                f"step {self.step}  {100 * self.progress:.1f} %  {self.clock.elapsed_s:.0f} s  "
+                f"{self._report.line()}"
+            )
+        return own_context(context, noisy, flow.detach(), indices)
+
+
+def own_context(context: Tensor, noisy: Tensor, flow: Tensor, indices: Tensor) -> Tensor:
+    """The context with its last chunks replaced by the network's x0 of the least noisy copy.
+
+    A copy from the two noisiest levels says too little of the clip and replaces nothing.
+    """
+    best = indices.argmax(dim=0, keepdim=True)
+    index = indices.gather(0, best)[0]
+    tail = (1,) * (noisy.ndim - 3)
+    pick = best.view(*best.shape, *tail).expand(1, *noisy.shape[1:])
+    level = torch.tensor(LEVELS)[index].view(*index.shape, *tail)
+    x0 = noisy.gather(0, pick)[0].float() - level * flow.gather(0, pick)[0]
+    use = (index >= 2).view(*index.shape, *tail)
+    replaced = context.clone()
+    last = context[:, -noisy.shape[2] :]
+    replaced[:, -noisy.shape[2] :] = torch.where(use, x0.to(context.dtype), last)
+    return replaced
+
+
+def new_model(config: WanConfig) -> PocketModel:
+    """A model with fresh weights whose first prediction is zero."""
+    network = WanNetwork(config)
+    torch.nn.init.zeros_(network.head.head.weight)
+    return PocketModel(network, Vocabulary(config.text_dim))
+
+
+def averaged_model(average: dict[str, Tensor], config: WanConfig) -> PocketModel:
+    """The model with a checkpoint's running average as weights, in fp32, for evaluation."""
+    model = new_model(config)
+    model.load_state_dict(average)
+    return model.eval().requires_grad_(False)
+
+
+class _Report:
+    """Mean errors per level since the last line, first chunks apart."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((3, len(LEVELS), 2))
+        self._norm = 0.0
+
+    def add(self, errors: Tensor, indices: Tensor, norm: float, generation: int) -> None:
+        kind = np.full(errors.shape, 1 if generation == 0 else 2)
+        if errors.shape[2] == 4:
+            kind[:, :, 0] = 0
+        np.add.at(self._sums[..., 0], (kind, indices.numpy()), errors.numpy())
+        np.add.at(self._sums[..., 1], (kind, indices.numpy()), 1.0)
+        self._norm = norm
+
+    def line(self) -> str:
+        means = self._sums[..., 0] / np.maximum(self._sums[..., 1], 1)
+        self._sums[:] = 0
+        parts = [
+            f"{name} " + " ".join(f"{value:.4f}" for value in row)
+            for name, row in zip(("first", "later", "own"), means, strict=True)
+        ]
+        return "  ".join(parts) + f"  norm {self._norm:.2f}"
+
+
+def main(
+    vae: Annotated[Path, typer.Option(help="Checkpoint of train_vae.")],
+    pool: Annotated[Path, typer.Option(help="Folder of encoded clips; built if needed.")],
+    output: Annotated[Path, typer.Option(help="Checkpoint to write, and to resume from.")],
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in steps instead.")] = None,
+    clips: Annotated[int, typer.Option(help="Clips in the pool.")] = 4096,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train network and vocabulary."""
+    keep_memory()
+    saved = load_checkpoint(vae)
+    if saved is None:
+        raise typer.BadParameter(f"{vae} does not exist: run train_vae first")
+    coder = PocketVae()
+    coder.load_state_dict(saved["vae"])
+    build_pool(pool, coder, num_clips=clips, first_seed=1_000_000)
+    budget = Budget(minutes=minutes, steps=steps)
+    NetworkTrainer(NetworkTraining(output=output, pool=pool, budget=budget, seed=seed)).train()
+
+
+if __name__ == "__main__":
+    typer.run(main)
