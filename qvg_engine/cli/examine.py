@@ -12,9 +12,12 @@ from qvg_engine.cli.exit_code import ExitCode
 from qvg_engine.cli.installed import list_installed
 from qvg_engine.cli.kernel_checks import check_kernels
 from qvg_engine.cli.memory import list_memory
+from qvg_engine.cli.plan_text import describe_plan
 from qvg_engine.cli.sizes import format_bytes
+from qvg_engine.cli.video_family import load_video_family
 from qvg_engine.cli.video_length import VideoLength
 from qvg_engine.config import EngineConfig
+from qvg_engine.plan import plan_capacity
 
 
 def examine(engine_settings: dict[str, Any], length: VideoLength) -> int:
@@ -37,9 +40,15 @@ def examine(engine_settings: dict[str, Any], length: VideoLength) -> int:
         for figures in list_memory()
     ]
     _print(console, "memory", memory)
-    EngineConfig(**engine_settings)
+    config = EngineConfig(**engine_settings)
+    family = load_video_family(config)
+    assert family.codec is not None, "a family that makes videos has a codec"
+    frames_per_second = family.codec.frames_per_second
+    plan = plan_capacity(config, family, num_frames=length.count_frames(frames_per_second))
+    rows = describe_plan(plan, frames_per_second=frames_per_second)
+    _print(console, f"videos of {plan.num_frames:,} frames from {family.name}", rows)
     works = all(check.error is None for check in kernels)
-    return ExitCode.DONE if works else ExitCode.USER_ERROR
+    return ExitCode.DONE if plan.fits and works else ExitCode.USER_ERROR
 
 
 def _print(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:

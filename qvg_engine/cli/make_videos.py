@@ -15,11 +15,11 @@ from qvg_engine.cli.prompts import video_name
 from qvg_engine.cli.report import make_report, print_report, write_json
 from qvg_engine.cli.run import run_jobs
 from qvg_engine.cli.settings import GenerateSettings
+from qvg_engine.cli.video_family import load_video_family
 from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
-from qvg_engine.errors import CapacityError, ConfigError
-from qvg_engine.models.family import ModelFamily
+from qvg_engine.errors import CapacityError
 from qvg_engine.request import VideoRequest
 from qvg_engine.video.writer import require_writable_folder
 
@@ -59,10 +59,9 @@ def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
 
     That runs in an engine of its own: the one that is returned has counted nothing yet.
     """
+    family = load_video_family(config)
     warm_up()
-    engine = VideoEngine(config)
-    family = engine.family
-    _check_makes_videos(family)
+    engine = VideoEngine(config, family=family)
     num_frames = 2 * family.settings.frames_per_chunk
     noise = torch.zeros(num_frames, *family.settings.latent_shape)
     # Where not even this fits, the error should name the video that was asked for.
@@ -72,14 +71,6 @@ def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
         engine.step()
     del engine
     return VideoEngine(config, family=family)
-
-
-def _check_makes_videos(family: ModelFamily) -> None:
-    if family.codec is None or family.prompt_encoder is None:
-        raise ConfigError(
-            f"model {family.name!r} is a bare network without text encoder and VAE: use pocket, "
-            "or run it from Python as docs/porting.md shows"
-        )
 
 
 def _make_jobs(settings: GenerateSettings, frames_per_second: int) -> list[VideoJob]:

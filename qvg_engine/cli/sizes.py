@@ -46,3 +46,8 @@ def format_bytes(num_bytes: float) -> str:
         if num_bytes < 1024:
             return f"{num_bytes:.1f} {unit}"
     return f"{num_bytes / 1024:.1f} TiB"
+
+
+def size_argument(num_bytes: int) -> str:
+    """Write a number of bytes as `parse_bytes` reads it, rounded up to whole MiB."""
+    return f"{math.ceil(num_bytes / 2**20)}MiB"

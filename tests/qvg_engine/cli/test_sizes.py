@@ -1,6 +1,6 @@
 import pytest
 
-from qvg_engine.cli.sizes import format_bytes, parse_bytes
+from qvg_engine.cli.sizes import format_bytes, parse_bytes, size_argument
 from qvg_engine.errors import ConfigError
 
 
@@ -66,3 +66,11 @@ def test_sizes_out_of_range_are_refused(text: str) -> None:
 )
 def test_sizes_are_written_for_people(num_bytes: int, text: str) -> None:
     assert format_bytes(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(1, "1MiB"), (2**20, "1MiB"), (2**20 + 1, "2MiB"), (2**31, "2048MiB")]
+)
+def test_a_size_argument_is_read_back_as_no_less(num_bytes: int, text: str) -> None:
+    assert size_argument(num_bytes) == text
+    assert parse_bytes(text, name="--kv-memory") >= num_bytes
