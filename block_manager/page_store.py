@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry, ElementType, PageFormat, page_bytes
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, PlainPages
 
 
@@ -80,8 +81,8 @@ class PageStore:
         """
         assert keys.shape == values.shape, (keys.shape, values.shape)
         pages = self._layers[layer]
-        pages.keys.write(page_ids, keys)
-        pages.values.write(page_ids, values)
+        encode(pages.keys, page_ids, keys)
+        encode(pages.values, page_ids, values)
 
     def _allocate(self, page_format: PageFormat) -> PlainPages:
         dtype = torch.bfloat16 if page_format.element is ElementType.BFLOAT16 else self._dtype

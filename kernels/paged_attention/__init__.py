@@ -10,7 +10,8 @@ from qvg_engine.kernels.paged_attention.attention import (
     paged_attention,
     paged_attention_with_lse,
 )
-from qvg_engine.kernels.paged_attention.decode import decode
+from qvg_engine.kernels.paged_attention.decode import decode, place
+from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, PlainPages
 from qvg_engine.kernels.paged_attention.segments import (
     DenseSegment,
@@ -41,6 +42,8 @@ __all__ = [
     "Strategy",
     "Workspace",
     "decode",
+    "encode",
     "paged_attention",
     "paged_attention_with_lse",
+    "place",
 ]

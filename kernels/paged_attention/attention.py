@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.paged_attention import dense, reference
-from qvg_engine.kernels.paged_attention.decode import decode
+from qvg_engine.kernels.paged_attention.decode import decode, place
 from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
 from qvg_engine.kernels.paged_attention.workspace import Workspace
@@ -201,10 +201,12 @@ def _fill_paged(
 def _fill_dense(
     workspace: Workspace, segment: DenseSegment, start: int, transform: ReadTransform
 ) -> None:
-    keys, values = _transformed(segment, transform)
-    stop = start + segment.num_tokens
-    workspace.keys[:, start:stop] = keys.transpose(0, 1)
-    workspace.values[:, start:stop] = values.transpose(0, 1)
+    rope = transform.rope if segment.positions is not None else None
+    keys, values = segment.keys, segment.values
+    if transform.rope is None:
+        keys, values = _transformed(segment, transform)
+    place(keys, segment.positions, workspace.keys, start=start, rope=rope)
+    place(values, None, workspace.values, start=start, rope=None)
 
 
 def _transformed(segment: DenseSegment, transform: ReadTransform) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
-"""Decoding pages on the CPU (Numba): one pass over the pages, rotating on the way.
+"""Encoding and decoding pages on the CPU (Numba): one pass over the rows, rotating on the way.
 
 Memory-bound by design: a row goes from its page to its place in the workspace once, through
-registers. See `kernels/rope/cpu.py` for bf16 and for the cache of compiled code.
+registers, in the calling thread. See `kernels/rope/cpu.py` for bf16 and the cache of compiled code.
 """
 
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.paged_attention.pages import PlainPages
@@ -80,12 +81,82 @@ def _rotate(
         start += count
 
 
-def supports(pages: PlainPages, out: Tensor) -> bool:
-    """Whether `decode` can read these pages into this buffer."""
-    return (
-        out.device.type == "cpu"
-        and pages.data.dtype in SUPPORTED_DTYPES
-        and out.dtype in SUPPORTED_DTYPES
+@njit(nogil=True, cache=True)
+def _encode(rows: Any, page_ids: Any, pages: Any) -> None:
+    page_size = pages.shape[2]
+    for token in range(rows.shape[0]):
+        page, slot = page_ids[token // page_size], token % page_size
+        for head in range(rows.shape[1]):
+            source = rows[token, head]
+            target = pages[page, head, slot]
+            for i in range(source.shape[0]):
+                target[i] = narrow(widen(source[i]), target)
+
+
+@njit(nogil=True, cache=True)
+def _place(rows: Any, out: Any, start: Any) -> None:
+    for head in range(rows.shape[1]):
+        for token in range(rows.shape[0]):
+            source = rows[token, head]
+            target = out[head, start + token]
+            for i in range(source.shape[0]):
+                target[i] = narrow(widen(source[i]), target)
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _place_rotated(
+    rows: Any,
+    positions: Any,
+    height: Any,
+    width: Any,
+    t: Any,
+    h: Any,
+    w: Any,
+    out: Any,
+    start: Any,
+) -> None:
+    half = rows.shape[2] // 2
+    cos = np.empty((1, half), np.float32)
+    sin = np.empty((1, half), np.float32)
+    for token in range(rows.shape[0]):
+        fill_angles(positions[token], height, width, t, h, w, cos, sin)
+        for head in range(rows.shape[1]):
+            rotate_row(rows[token, head], cos[0], sin[0], out[head, start + token])
+
+
+def supports(*tensors: Tensor) -> bool:
+    """Whether the kernels here can read and write these tensors."""
+    return all(x.device.type == "cpu" and x.dtype in SUPPORTED_DTYPES for x in tensors)
+
+
+def encode(pages: PlainPages, page_ids: NDArray[np.integer], rows: Tensor) -> None:
+    """See `encode.encode`; fp32 and bf16 only."""
+    ids = np.ascontiguousarray(page_ids, dtype=np.int64)
+    _encode(as_array(rows.contiguous()), ids, as_array(pages.data))
+
+
+def place(
+    rows: Tensor,
+    positions: NDArray[np.int64] | None,
+    out: Tensor,
+    *,
+    start: int,
+    rope: RopeGrid | None,
+) -> None:
+    """See `decode.place`; fp32 and bf16 only."""
+    source, target = as_array(rows.contiguous()), as_array(out)
+    if rope is None:
+        _place(source, target, start)
+        return
+    assert positions is not None
+    _place_rotated(
+        source,
+        positions,
+        rope.height,
+        rope.width,
+        *table_arrays(rope, int(positions.max(initial=0))),
+        target,
+        start,
     )
 
 

@@ -1,5 +1,7 @@
-"""Decoding pages of one layer into a buffer, by the fastest kernel there is."""
+"""Decoding pages and dense rows of one layer into a buffer, by the fastest kernel there is."""
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.paged_attention import cpu, reference
@@ -21,8 +23,36 @@ def decode(
         rope: rotate the rows to their token numbers (in fp32, rounded once), or None.
     """
     _check(pages, runs, out, start)
-    kernel = cpu.decode if cpu.supports(pages, out) else reference.decode
+    kernel = cpu.decode if cpu.supports(pages.data, out) else reference.decode
     kernel(pages, runs, out, start=start, rope=rope)
+
+
+def place(
+    rows: Tensor,
+    positions: NDArray[np.int64] | None,
+    out: Tensor,
+    *,
+    start: int,
+    rope: RopeGrid | None,
+) -> None:
+    """Write dense rows to `out[:, start:start + tokens]`, as `decode` writes those of pages.
+
+    Args:
+        rows: [tokens, heads, head_dim].
+        positions: the rows' token numbers, all >= 0; needed with `rope`.
+        out: [heads, tokens, head_dim], contiguous, of any floating dtype.
+        start: where the first token goes.
+        rope: rotate the rows to their positions (in fp32, rounded once), or None.
+    """
+    assert out.is_contiguous()
+    assert out.shape[::2] == rows.shape[1:], (out.shape, rows.shape)
+    assert 0 <= start <= start + rows.shape[0] <= out.shape[1], (start, out.shape)
+    if rope is not None:
+        assert positions is not None
+        assert positions.shape == rows.shape[:1], (positions.shape, rows.shape)
+        assert positions.min(initial=0) >= 0, positions.min()
+    kernel = cpu.place if cpu.supports(rows, out) else reference.place
+    kernel(rows, positions, out, start=start, rope=rope)
 
 
 def _check(pages: PlainPages, runs: PageRuns, out: Tensor, start: int) -> None:

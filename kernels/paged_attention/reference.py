@@ -1,6 +1,8 @@
 """Decoding and attention in plain torch: slow, short, on any device."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.paged_attention.pages import PlainPages
@@ -16,6 +18,17 @@ def gather(pages: PlainPages, runs: PageRuns) -> Tensor:
     return pages.data[torch.from_numpy(page).to(device), :, torch.from_numpy(slot).to(device)]
 
 
+def encode(pages: PlainPages, page_ids: NDArray[np.integer], rows: Tensor) -> None:
+    """See `encode.encode`."""
+    num_tokens, num_heads, head_dim = rows.shape
+    num_full, rest = divmod(num_tokens, pages.page_size)
+    full = rows[: num_tokens - rest].reshape(num_full, pages.page_size, num_heads, head_dim)
+    ids = torch.from_numpy(page_ids[:num_full].astype(np.int64)).to(pages.data.device)
+    pages.data[ids] = full.transpose(1, 2).to(pages.data.dtype)
+    if rest:
+        pages.data[int(page_ids[num_full]), :, :rest] = rows[num_tokens - rest :].transpose(0, 1)
+
+
 def decode(
     pages: PlainPages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeGrid | None
 ) -> None:
@@ -23,6 +36,21 @@ def decode(
     rows = gather(pages, runs)
     if rope is not None:
         rows = rotate(rows.float(), *rope.rows(runs.slots()[2]))
+    out[:, start : start + rows.shape[0]] = rows.transpose(0, 1)
+
+
+def place(
+    rows: Tensor,
+    positions: NDArray[np.int64] | None,
+    out: Tensor,
+    *,
+    start: int,
+    rope: RopeGrid | None,
+) -> None:
+    """See `decode.place`."""
+    if rope is not None:
+        assert positions is not None
+        rows = rotate(rows.float(), *rope.rows(positions))
     out[:, start : start + rows.shape[0]] = rows.transpose(0, 1)
 
 

@@ -9,7 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.paged_attention import LayerPages, PagedSegment, PageRuns, PlainPages
+from qvg_engine.kernels.paged_attention import (
+    LayerPages,
+    PagedSegment,
+    PageRuns,
+    PlainPages,
+    encode,
+)
 
 Runs = list[tuple[int, int]]
 """Token ranges [start, stop) that are visible, in order."""
@@ -30,7 +36,7 @@ def paged(rows: Tensor, page_ids: NDArray[np.int32], page_size: int) -> PlainPag
     _, heads, head_dim = rows.shape
     pages = PlainPages(torch.full((2 * len(page_ids), heads, page_size, head_dim), torch.nan))
     pages = PlainPages(pages.data.to(rows.dtype))
-    pages.write(page_ids, rows)
+    encode(pages, page_ids, rows)
     return pages
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qvg_engine.kernels.paged_attention import PageRuns, cpu, decode, reference
+from qvg_engine.kernels.paged_attention import PageRuns, cpu, decode, place, reference
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.reference import rotate
 
@@ -107,6 +107,27 @@ def test_a_row_decodes_to_the_same_bits_wherever_it_lies(make_cache: MakeCache) 
     for start, stop in ((0, 1), (1, 70), (70, 200)):
         decode(pages, runs.cut(start, stop), parts, start=start, rope=grid)
     assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("rows_dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_dense_rows_are_placed_as_decoded_ones_are(
+    make_cache: MakeCache, rows_dtype: torch.dtype, out_dtype: torch.dtype, rotated: bool
+) -> None:
+    rope = make_grid(64) if rotated else None
+    cache = make_cache(150, key_dtype=rows_dtype, visible=[(0, 30), (100, 150)])
+    rows = cache.keys.to(rows_dtype)
+    placed, decoded, expected = torch.full((3, 2, 90, 64), torch.nan).to(out_dtype)
+    place(rows, cache.positions, placed, start=5, rope=rope)
+    decode(cache.segment.pages.keys, cache.segment.runs, decoded, start=5, rope=rope)
+    reference.place(rows, cache.positions, expected, start=5, rope=rope)
+    assert torch.equal(placed[:, 5:85], decoded[:, 5:85])
+    torch.testing.assert_close(
+        placed, expected, rtol=torch.finfo(out_dtype).eps, atol=1e-6, equal_nan=True
+    )
+    assert placed[:, :5].isnan().all()
+    assert placed[:, 85:].isnan().all()
 
 
 def test_nothing_to_decode_writes_nothing(make_cache: MakeCache) -> None:
