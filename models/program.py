@@ -21,7 +21,7 @@ from qvg_engine.scheduler.unit import Gang
 class TextRows(msgspec.Struct, frozen=True):
     """The text of one branch: `rows` [L, text_dim], attended to as `padded_len` >= L rows.
 
-    The rows beyond L are zero rows; the engine keeps one of them with a log-count weight.
+    The rows beyond L are zero rows; of many, the engine keeps one with a log-count weight.
     """
 
     rows: Tensor

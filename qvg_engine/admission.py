@@ -99,16 +99,23 @@ def _size(request: VideoRequest, family: ModelFamily) -> tuple[tuple[int, int, i
 
 
 def _latent_frames(request: VideoRequest, family: ModelFamily) -> int | None:
-    """Latent frames, in whole chunks, that cover the pixel frames that were asked for."""
     if request.num_frames is None:
         return None
+    return chunked_latent_frames(family, request.num_frames, request_id=request.request_id)
+
+
+def chunked_latent_frames(family: ModelFamily, num_frames: int, *, request_id: str) -> int:
+    """Latent frames, in whole chunks, that cover `num_frames` pixel frames.
+
+    Raises `RequestError` where there is no VAE that says how long a latent frame is.
+    """
     if family.codec is None:
         raise RequestError(
-            f"request {request.request_id!r}: num_frames counts pixel frames, and model "
-            f"{family.name!r} has no VAE here: give noise [F, C, h, w] instead"
+            f"request {request_id!r}: num_frames counts pixel frames, and model {family.name!r} "
+            "has no VAE here: give noise [F, C, h, w] instead"
         )
     chunk = family.settings.frames_per_chunk
-    return -(-family.codec.latent_frames(request.num_frames) // chunk) * chunk
+    return -(-family.codec.latent_frames(num_frames) // chunk) * chunk
 
 
 def _check_latents(request: VideoRequest, name: str, value: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.decoder_slots import DecoderSlots
 from qvg_engine.errors import EngineDeadError, QvgError, RequestError
+from qvg_engine.generate import GeneratedVideo, generate
 from qvg_engine.loading import load_family
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.program import Advance, OutsideWork, TextRows
@@ -151,6 +152,30 @@ class VideoEngine:
             outputs += self._complete(plan, flows)
             outputs += self._do_outside_work(due)
         return outputs
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        num_frames: int,
+        seed: int = 0,
+        on_output: Callable[[VideoOutput], None] | None = None,
+    ) -> list[GeneratedVideo]:
+        """One video of `num_frames` pixel frames a prompt, all generated together.
+
+        Prompt i has the seed `seed` + i. `on_output` sees every output as it comes. Raises
+        `RequestError` for a bad request or while the engine has others, and `StreamError` if a
+        video fails; the engine is then idle again.
+        """
+        return generate(self, prompts, num_frames=num_frames, seed=seed, on_output=on_output)
+
+    def drop_unfinished(self) -> None:
+        """Forget every unfinished request without another step; nothing is held afterwards."""
+        with self._step_lock:
+            self._read_mail()
+            for request_id in tuple(self._streams):
+                self._end(request_id, "abort")
+            self._outside_work.clear()
 
     def stats(self) -> EngineStats:
         """The engine's figures now and at the step of peak page use."""

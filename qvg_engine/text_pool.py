@@ -1,7 +1,7 @@
 """Cross-attention K and V of texts, shared by all branches that have the same text.
 
-Padding rows are equal, and equal rows have equal keys and values: the pool keeps one of them with
-the logarithm of their number as weight, which is the same attention exactly.
+Padding rows are equal, and equal rows have equal keys and values: where there are many, the pool
+keeps one of them with the logarithm of their number as weight, which is the same attention.
 """
 
 import hashlib
@@ -14,6 +14,10 @@ from torch import Tensor
 from qvg_engine.kernels.paged_attention import DenseSegment
 from qvg_engine.models.program import TextRows
 
+# A weight rounds differently from a sum over equal rows. Fewer rows than this are kept as they are:
+# they take little, and every bit stays what it is in an implementation that pads.
+MIN_COLLAPSED_ROWS = 64
+
 KeysValues = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -24,11 +28,11 @@ class TextEntry:
         self.key = key
         self.num_users = 0
         self.num_rows = len(text.rows)
-        self.num_padding = text.padded_len - len(text.rows)
+        self.num_collapsed = _num_collapsed(text)
         weights = None
-        if self.num_padding:
+        if self.num_collapsed:
             weights = torch.zeros(self.num_rows + 1, dtype=torch.float32)
-            weights[-1] = math.log(self.num_padding)
+            weights[-1] = math.log(self.num_collapsed)
             weights = weights.to(keys_values[0][0].device)
         self.layers = [
             DenseSegment(keys=keys, values=values, log_weights=weights)
@@ -43,9 +47,9 @@ class TextEntry:
     def expanded(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and V with every padding row, [padded_len, heads, head_dim]."""
         segment = self.layers[layer]
-        if not self.num_padding:
+        if not self.num_collapsed:
             return segment.keys, segment.values
-        repeats = [1] * self.num_rows + [self.num_padding]
+        repeats = [1] * self.num_rows + [self.num_collapsed]
         counts = torch.tensor(repeats, device=segment.keys.device)
         return (
             segment.keys.repeat_interleave(counts, dim=0),
@@ -75,10 +79,8 @@ class TextPool:
         key = _key(text)
         entry = self._entries.get(key)
         if entry is None:
-            rows = text.rows
-            if text.padded_len > len(rows):
-                rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-            entry = self._entries[key] = TextEntry(key, text, self._compute(rows))
+            entry = TextEntry(key, text, self._compute(_kept_rows(text)))
+            self._entries[key] = entry
         entry.num_users += 1
         return entry
 
@@ -93,6 +95,18 @@ class TextPool:
         """Raise AssertionError unless the entries have this many users together."""
         counted = sum(entry.num_users for entry in self._entries.values())
         assert counted == num_users, f"texts have {counted} users, {num_users} branches hold one"
+
+
+def _num_collapsed(text: TextRows) -> int:
+    """Padding rows that one row stands for; 0 if all rows are kept."""
+    num_padding = text.padded_len - len(text.rows)
+    return num_padding if num_padding >= MIN_COLLAPSED_ROWS else 0
+
+
+def _kept_rows(text: TextRows) -> Tensor:
+    """The rows whose K and V are kept, the padding's last."""
+    num_padding = 1 if _num_collapsed(text) else text.padded_len - len(text.rows)
+    return torch.cat([text.rows, text.rows.new_zeros(num_padding, text.rows.shape[1])])
 
 
 def _key(text: TextRows) -> str:

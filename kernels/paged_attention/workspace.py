@@ -32,6 +32,12 @@ class Workspace:
         self.values: Tensor = torch.empty(shape, device=device, dtype=dtype)
         self.bias: Tensor = torch.empty(max_tokens, device=device, dtype=torch.float32)
 
+    @staticmethod
+    def bytes_for(*, num_heads: int, head_dim: int, max_tokens: int, dtype: torch.dtype) -> int:
+        """Bytes that a workspace of this size would take."""
+        elements = 2 * num_heads * head_dim * max_tokens
+        return elements * dtype.itemsize + max_tokens * torch.float32.itemsize
+
     @property
     def max_tokens(self) -> int:
         """Tokens that fit."""

@@ -17,9 +17,9 @@ def mixed_requests(toy: Any) -> list[VideoRequest]:
     """Eight videos of different lengths, sizes and seeds."""
     return [
         toy.request("a", chunks=4),
-        toy.request("b", chunks=2, size=(2, 4)),
+        toy.request("b", chunks=3, size=(2, 4)),
         toy.request("c", chunks=3, size=(8, 6)),
-        toy.request("d", chunks=1),
+        toy.request("d", chunks=4),
         toy.request("e", chunks=3, prompt_embeds=torch.ones(1, 8)),
         toy.request("f", chunks=2, size=(4, 2)),
         toy.request("g", chunks=3, context_latents=torch.randn(4, 4, 4, 6)),
@@ -28,19 +28,17 @@ def mixed_requests(toy: Any) -> list[VideoRequest]:
 
 
 def run_staggered(engine: VideoEngine, requests: list[VideoRequest]) -> dict[str, torch.Tensor]:
-    """Add a request every other step, so that streams are at different passes."""
+    """Add a request a step, so that streams are at different passes."""
     waiting = list(requests)
     chunks: dict[str, list[torch.Tensor]] = {}
-    step = 0
     while waiting or engine.has_unfinished_requests():
-        if waiting and step % 2 == 0:
+        if waiting:
             engine.add_request(waiting.pop(0))
         for output in engine.step():
             assert output.finish_reason != "error", output.error
             if output.latents is not None:
                 chunks.setdefault(output.request_id, []).append(output.latents)
         engine.check_integrity()
-        step += 1
     return {request_id: torch.cat(parts) for request_id, parts in chunks.items()}
 
 

@@ -1,0 +1,107 @@
+"""What a request takes, and how many of its kind fit, before anything is generated."""
+
+import msgspec
+import torch
+
+from qvg_engine.admission import chunked_latent_frames
+from qvg_engine.block_manager.format import get_format, page_bytes
+from qvg_engine.cache import workspace_tokens
+from qvg_engine.config import EngineConfig
+from qvg_engine.kernels.paged_attention import Workspace
+from qvg_engine.models.family import ModelFamily
+from qvg_engine.models.noise import KeyedNoise
+from qvg_engine.models.program import StreamInputs, TextRows
+
+MAX_PLANNED_FRAMES = 1_000_000
+"""A video of this many pixel frames (17 hours at 16 a second) counts as one of any length."""
+
+
+class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes in bytes of an engine, and of `num_streams` videos of `num_frames` pixel frames.
+
+    `longest_frames` is the longest video of which one fits; None if any length does, since the
+    model's window bounds its cache.
+    """
+
+    num_frames: int
+    num_pages: int
+    page_bytes: int
+    pages_per_stream: int
+    workspace_bytes: int
+    decoder_bytes_per_stream: int
+    text_bytes_per_stream: int
+    num_streams: int
+    longest_frames: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether one such video fits."""
+        return self.num_streams > 0
+
+
+def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int) -> CapacityPlan:
+    """Plan videos of the family's own size; allocates nothing.
+
+    Raises `RequestError` if the family has no VAE, and so no pixel frames.
+    """
+    size = page_bytes(
+        family.geometry,
+        page_size=config.page_size,
+        key_format=get_format(config.kv_format),
+        value_format=get_format(config.value_format or config.kv_format),
+        compute_itemsize=config.torch_dtype.itemsize,
+    )
+    num_pages = config.kv_memory // size
+    pages = pages_for_video(config, family, num_frames)
+    settings, geometry = family.settings, family.geometry
+    rows = settings.text_len
+    by_resource = [
+        num_pages // pages if pages else config.max_streams,
+        config.num_decoder_slots,
+        config.max_text_rows // rows,
+        config.max_streams,
+    ]
+    _, height, width = settings.latent_shape
+    codec = family.codec
+    return CapacityPlan(
+        num_frames=num_frames,
+        num_pages=num_pages,
+        page_bytes=size,
+        pages_per_stream=pages,
+        workspace_bytes=Workspace.bytes_for(
+            num_heads=geometry.num_kv_heads,
+            head_dim=geometry.head_dim,
+            max_tokens=workspace_tokens(family, config),
+            dtype=config.torch_dtype,
+        ),
+        decoder_bytes_per_stream=codec.state_bytes(height, width) if codec else 0,
+        text_bytes_per_stream=2 * geometry.elements(rows) * config.torch_dtype.itemsize,
+        num_streams=min(by_resource),
+        longest_frames=_longest(config, family, num_pages),
+    )
+
+
+def pages_for_video(config: EngineConfig, family: ModelFamily, num_frames: int) -> int:
+    """Pages that one video of `num_frames` pixel frames holds at its peak."""
+    settings = family.settings
+    inputs = StreamInputs(
+        text=TextRows(torch.zeros(1, family.text_dim), settings.text_len),
+        num_frames=chunked_latent_frames(family, num_frames, request_id="plan"),
+        latent_shape=settings.latent_shape,
+        noise=KeyedNoise(0),
+    )
+    return family.open(inputs, page_size=config.page_size).needs.pages
+
+
+def _longest(config: EngineConfig, family: ModelFamily, num_pages: int) -> int | None:
+    """The most pixel frames for which a video's pages fit, by bisection; None for any number."""
+    if pages_for_video(config, family, MAX_PLANNED_FRAMES) <= num_pages:
+        return None
+    fits, too_long = 0, MAX_PLANNED_FRAMES
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if pages_for_video(config, family, middle) <= num_pages:
+            fits = middle
+        else:
+            too_long = middle
+    return fits
