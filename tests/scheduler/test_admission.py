@@ -34,10 +34,19 @@ def test_what_can_never_fit_is_refused_with_numbers(
     with pytest.raises(CapacityError) as caught:
         scheduler.add("huge", needs, num_branches=1)
     message = str(caught.value)
+    with pytest.raises(CapacityError) as asked_before:
+        scheduler.check_request("huge", needs, priority=0)
+    assert str(asked_before.value) == message
     assert "'huge' can never fit" in message
     assert shortfall in message
     assert "up to 20 pages, 3 decoder slots, 100 text rows (80 tokens of KV-cache)" in message
     assert "\n" not in message
+    assert not scheduler.has_work
+
+
+def test_asking_adds_nothing(make_scheduler: MakeScheduler) -> None:
+    scheduler, _ = make_scheduler()
+    scheduler.check_request("a", Needs(pages=20), priority=0)
     assert not scheduler.has_work
 
 
