@@ -2,6 +2,7 @@
 
 import typer
 
+from qvg_engine.cli.examine import examine
 from qvg_engine.cli.options import (
     Device,
     KvFormat,
@@ -33,7 +34,4 @@ def doctor(
         device=device,
     )
     length = VideoLength(seconds=seconds, num_frames=num_frames)
-    # Here, because it imports torch: help and mistyped options should not wait for that.
-    from qvg_engine.cli.examine import examine
-
     raise typer.Exit(examine(settings, length))

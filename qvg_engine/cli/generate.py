@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
     Device,
     KvFormat,
@@ -83,7 +84,4 @@ def generate(
             batch_invariant=batch_invariant,
         ),
     )
-    # Here, because it imports torch: help and mistyped options should not wait for that.
-    from qvg_engine.cli.make_videos import make_videos
-
     raise typer.Exit(make_videos(settings))
