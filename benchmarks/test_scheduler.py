@@ -1,7 +1,8 @@
 """How long the host plans: one step of many long streams, tables included.
 
-The bound is 1 ms median for `schedule()`, `read_table()` for each pass and `complete()` over 64
-streams of 4,096 pages. What an engine does between two steps (offers, eviction) is timed apart.
+The bound, for a core that does nothing else, is 1 ms median for `schedule()`, `read_table()` for
+each pass and `complete()` over 64 streams of 4,096 pages. What an engine does between two steps
+(offers, eviction) is timed apart.
 """
 
 from collections.abc import Callable
