@@ -25,6 +25,7 @@ from qvg_engine.block_manager.table_loops import (
 
 __all__ = ["BlockTable", "PageEntries"]
 
+_MAX_TOKENS = 2**31
 _NO_PAGES = np.empty(0, dtype=np.int32)
 
 
@@ -90,6 +91,7 @@ class BlockTable:
         assert page_ids.size == pages_for(num_tokens, self.page_size), (
             f"{num_tokens} tokens do not fill {page_ids.size} pages of {self.page_size}"
         )
+        assert self._next_token + num_tokens < _MAX_TOKENS, "token numbers are 32 bits wide in rows"
         self.reserve(page_ids.size)
         append_entries(
             self._columns,
@@ -135,16 +137,18 @@ class BlockTable:
         self._next_token = at_token
         return dropped
 
+    def pages_to_truncate(self, at_token: int) -> NDArray[np.int32]:
+        """The pages that `truncate(at_token)` would drop; changes nothing."""
+        return self._over(self._columns).truncate(at_token)
+
     def entries(self, upto_token: int | None = None) -> PageEntries:
         """The visible entries, or those of the tokens `t < upto_token`; see PageEntries.
 
-        The same object until the table changes; with `upto_token` inside the table, views and
-        at most one copied column.
+        The same object until the table changes, and views of what the table holds; only an
+        `upto_token` that cuts a page costs a copy.
         """
         if self._snapshot is None:
-            page_id, first_token, begin, end = self._columns
-            n = self._num_entries
-            self._snapshot = PageEntries(page_id[:n], first_token[:n], begin[:n], end[:n])
+            self._snapshot = self._first_entries(self._num_entries)
         if upto_token is None or upto_token >= self._next_token:
             return self._snapshot
         return self._entries_before(upto_token)
@@ -162,11 +166,15 @@ class BlockTable:
 
     def _entries_before(self, token: int) -> PageEntries:
         num_entries = first_entry_starting_at(self._columns, self._num_entries, token)
-        page_id, first_token, begin, end = (column[:num_entries] for column in self._columns)
-        if num_entries and first_token[-1] + end[-1] > token:
-            end = end.copy()
-            end[-1] = token - first_token[-1]
-        return PageEntries(page_id, first_token, begin, end)
+        first_token, end = self._columns[1], self._columns[3]
+        if num_entries == 0 or first_token[num_entries - 1] + end[num_entries - 1] <= token:
+            return self._first_entries(num_entries)
+        part = self._over(self._columns)
+        part.truncate(token)
+        return part.entries()
+
+    def _first_entries(self, num_entries: int) -> PageEntries:
+        return PageEntries(*(column[:num_entries] for column in self._columns))
 
     def _cut(self, low: int, high: int) -> NDArray[np.int32]:
         dropped: NDArray[np.int32] = _NO_PAGES
@@ -183,7 +191,9 @@ class BlockTable:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the entries are valid, in order, and add up."""
-        page_id, first_token, begin, end = (column[: self._num_entries] for column in self._columns)
+        page_id, first_token, begin, end, packed = (
+            column[: self._num_entries] for column in self._columns
+        )
         bad = np.flatnonzero((begin < 0) | (begin >= end) | (end > self.page_size))
         if bad.size:
             entry = int(bad[0])
@@ -194,6 +204,8 @@ class BlockTable:
             raise AssertionError("entries overlap, or are not in the order of their tokens")
         if self._num_entries and first_token[-1] + end[-1] > self._next_token:
             raise AssertionError(f"a token >= {self._next_token} is visible, but not numbered yet")
+        if not np.array_equal(packed, np.stack((page_id, first_token, begin, end), axis=1)):
+            raise AssertionError("the packed rows are not the columns")
         moved = (page_id[1:] == page_id[:-1]) & (first_token[1:] != first_token[:-1])
         page_ids = self.page_ids
         if np.any(moved) or np.unique(page_ids).size != page_ids.size:

@@ -9,6 +9,8 @@ from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.owner import Branch, Owner
 from qvg_engine.block_manager.page_pool import PagePool
 
+_NO_PAGES = np.empty(0, dtype=np.int32)
+
 
 def check_ledger(
     pool: PagePool,
@@ -97,29 +99,29 @@ def _check_accounts(
     branches: Mapping[int, Branch],
     commits: Mapping[int, PendingCommit],
 ) -> None:
-    num_holders = np.zeros(pool.num_pages, dtype=np.int64)
+    is_held = np.zeros(pool.num_pages, dtype=np.bool_)
     for owner in owners.values():
-        held = [branches[branch_id].table.page_ids for branch_id in owner.branch_ids]
         commit_ids = {branches[branch_id].commit_id for branch_id in owner.branch_ids}
+        held = [branches[branch_id].table.page_ids for branch_id in owner.branch_ids]
         held += [commits[commit_id].page_ids for commit_id in commit_ids if commit_id is not None]
-        is_held = _count(pool, held) > 0
-        num_held = int(np.count_nonzero(is_held))
-        if num_held != owner.num_used:
+        page_ids = np.unique(np.concatenate([_NO_PAGES, *held]))
+        if page_ids.size != owner.num_used:
             raise AssertionError(
-                f"{owner.owner_id!r} holds {num_held} pages, {owner.num_used} are counted"
+                f"{owner.owner_id!r} holds {page_ids.size} pages, {owner.num_used} are counted"
             )
-        if num_held > owner.reserved_pages:
+        if page_ids.size > owner.reserved_pages:
             raise AssertionError(
-                f"{owner.owner_id!r} holds {num_held} pages, but reserved {owner.reserved_pages}"
+                f"{owner.owner_id!r} holds {page_ids.size} pages, but reserved "
+                f"{owner.reserved_pages}"
             )
-        num_holders += is_held
-    if int(num_holders.max()) > 1:
-        raise AssertionError(f"page {num_holders.argmax()} is held by two owners")
+        if np.any(is_held[page_ids]):
+            raise AssertionError(f"page {page_ids[is_held[page_ids]][0]} is held by two owners")
+        is_held[page_ids] = True
 
 
 def _count(pool: PagePool, page_ids: list[NDArray[np.int32]]) -> NDArray[np.int64]:
     """How often each page stands in these lists."""
-    flat = np.concatenate([np.empty(0, dtype=np.int32), *page_ids])
+    flat = np.concatenate([_NO_PAGES, *page_ids])
     if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < pool.num_pages:
         raise AssertionError(f"pages {flat.min()} to {flat.max()} are held, not all of them exist")
     return np.bincount(flat, minlength=pool.num_pages)

@@ -151,12 +151,11 @@ class BlockManager:
         assert at_token is not None or not free_first, "an appending commit has nothing to free"
         owner = branches[0].owner
         num_pages = pages_for(num_tokens, self.page_size)
-        if num_pages > owner.reserved_pages - owner.num_used:
-            freed = self._count_replaced(branches, at_token) if free_first else 0
-            self._require_room(owner, num_pages, freed)
-        if free_first and at_token is not None:
+        free_from = at_token if free_first else None
+        self._require_room(owner, num_pages, branches, free_from)
+        if free_from is not None:
             for branch in branches:
-                self._release(owner, branch.table.truncate(at_token))
+                self._release(owner, branch.table.truncate(free_from))
         page_ids = self._pool.allocate(num_pages, ref_count=len(branches))
         owner.num_used += num_pages
         commit_id = self._next_commit_id
@@ -242,12 +241,17 @@ class BlockManager:
         )
         return [self._branches[branch_id] for branch_id in commit.branch_ids]
 
-    def _count_replaced(self, branches: list[Branch], at_token: int | None) -> int:
-        dropped = [branch.table.copy().truncate(at_token or 0) for branch in branches]
-        return self._pool.count_freed(np.concatenate(dropped))
+    def _require_room(
+        self, owner: Owner, num_pages: int, branches: list[Branch], free_from: int | None
+    ) -> None:
+        """Raise OutOfPagesError unless the owner may use `num_pages` more.
 
-    def _require_room(self, owner: Owner, num_pages: int, num_freed: int) -> None:
-        num_left = owner.reserved_pages - owner.num_used + num_freed
+        With `free_from`, the tokens of the branches from there on will be dropped before.
+        """
+        num_left = owner.reserved_pages - owner.num_used
+        if num_pages > num_left and free_from is not None:
+            dropped = [branch.table.pages_to_truncate(free_from) for branch in branches]
+            num_left += self._pool.count_freed(np.concatenate(dropped))
         if num_pages > num_left:
             raise OutOfPagesError(
                 f"{owner.owner_id!r} needs {num_pages} pages, but {num_left} of the "

@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 class PageEntries(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A snapshot of a block table; an entry is a page with a range of valid slots.
 
-    Four contiguous columns of one length. Slot `s` of an entry holds token `first_token + s` of
-    the branch and is valid for `begin <= s < end`. Entries are in the order of their tokens. A
-    page whose middle was evicted has two entries, one after the other. The table never writes
-    to the arrays of a snapshot, so it stays valid for as long as its pages are held; nobody
-    else may write to them either.
+    Four contiguous columns of one length, and the same again as rows for kernels that prefer one
+    array: `packed` is int32 [entries, 4] of page_id, first_token, begin, end. Slot `s` of an
+    entry holds token `first_token + s` of the branch and is valid for `begin <= s < end`. Entries
+    are in the order of their tokens. A page whose middle was evicted has two entries, one after
+    the other. The table never writes to the arrays of a snapshot, so they stay as they are, and
+    true for as long as the branch holds the pages; nobody else may write to them either.
     """
 
     page_id: NDArray[np.int32]
     first_token: NDArray[np.int64]
     begin: NDArray[np.int32]
     end: NDArray[np.int32]
+    packed: NDArray[np.int32]
 
     def __len__(self) -> int:
         """The number of entries."""
@@ -32,15 +34,6 @@ class PageEntries(msgspec.Struct, frozen=True, eq=False, dict=True):
         """Valid slots of all entries."""
         return int(_count_tokens(self.begin, self.end))
 
-    @cached_property
-    def packed(self) -> NDArray[np.int64]:
-        """The columns as rows for a kernel: int64 [entries, 4] of page_id, first_token, begin, end.
-
-        Made on first use and kept with the snapshot; not to be written.
-        """
-        rows: NDArray[np.int64] = _pack(self.page_id, self.first_token, self.begin, self.end)
-        return rows
-
 
 @njit(cache=True)
 def _count_tokens(begin: NDArray[np.int32], end: NDArray[np.int32]) -> int:
@@ -48,19 +41,3 @@ def _count_tokens(begin: NDArray[np.int32], end: NDArray[np.int32]) -> int:
     for index in range(begin.size):
         num_tokens += end[index] - begin[index]
     return num_tokens
-
-
-@njit(cache=True)
-def _pack(
-    page_id: NDArray[np.int32],
-    first_token: NDArray[np.int64],
-    begin: NDArray[np.int32],
-    end: NDArray[np.int32],
-) -> NDArray[np.int64]:
-    rows = np.empty((page_id.size, 4), dtype=np.int64)
-    for index in range(page_id.size):
-        rows[index, 0] = page_id[index]
-        rows[index, 1] = first_token[index]
-        rows[index, 2] = begin[index]
-        rows[index, 3] = end[index]
-    return rows

@@ -1,7 +1,9 @@
 """The loops over the entries of a block table.
 
-Entries are four columns (`page_id`, `first_token`, `begin`, `end`; see PageEntries) in the order
-of their tokens, of which the first `num_entries` are in use.
+Entries are four columns and the same as rows (`page_id`, `first_token`, `begin`, `end`, `packed`;
+see PageEntries) in the order of their tokens, of which the first `num_entries` are in use. Rows
+are kept beside the columns, not made when they are asked for, because a step that changes no
+table must not pay for them.
 """
 
 from typing import TypeAlias
@@ -11,7 +13,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 Columns: TypeAlias = tuple[
-    NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]
+    NDArray[np.int32],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.int32],
+    NDArray[np.int32],
 ]
 
 
@@ -23,16 +29,29 @@ def new_columns(capacity: int) -> Columns:
         np.empty(capacity, dtype=np.int64),
         np.empty(capacity, dtype=np.int32),
         np.empty(capacity, dtype=np.int32),
+        np.empty((capacity, 4), dtype=np.int32),
     )
 
 
 @njit(cache=True)
 def _copy_entries(source: Columns, start: int, target: Columns, at: int, count: int) -> None:
     """Copy `count` entries of `source` from `start` on to `target` from `at` on."""
-    target[0][at : at + count] = source[0][start : start + count]
-    target[1][at : at + count] = source[1][start : start + count]
-    target[2][at : at + count] = source[2][start : start + count]
-    target[3][at : at + count] = source[3][start : start + count]
+    _copy_numbers(source[0], start, target[0], at, count)
+    _copy_numbers(source[1], start, target[1], at, count)
+    _copy_numbers(source[2], start, target[2], at, count)
+    _copy_numbers(source[3], start, target[3], at, count)
+    _copy_numbers(source[4].reshape(-1), 4 * start, target[4].reshape(-1), 4 * at, 4 * count)
+
+
+@njit(cache=True)
+def _copy_numbers(
+    source: NDArray[np.integer], start: int, target: NDArray[np.integer], at: int, count: int
+) -> None:
+    # Assigning the slice takes four times as long: Numba allows for an overlap.
+    target_part = target[at : at + count]
+    source_part = source[start : start + count]
+    for index in range(count):
+        target_part[index] = source_part[index]
 
 
 @njit(cache=True)
@@ -53,19 +72,35 @@ def append_entries(
     page_size: int,
 ) -> None:
     """Write an entry a page behind the others; all pages are full but the last."""
-    page_id, first_tokens, begin, end = columns
     for index in range(page_ids.size):
-        entry = num_entries + index
-        page_id[entry] = page_ids[index]
-        first_tokens[entry] = first_token + index * page_size
-        begin[entry] = 0
-        end[entry] = min(page_size, num_tokens - index * page_size)
+        _write_entry(
+            columns,
+            num_entries + index,
+            page_ids[index],
+            first_token + index * page_size,
+            0,
+            min(page_size, num_tokens - index * page_size),
+        )
+
+
+@njit(cache=True)
+def _write_entry(
+    columns: Columns, entry: int, page_id: int, first_token: int, begin: int, end: int
+) -> None:
+    columns[0][entry] = page_id
+    columns[1][entry] = first_token
+    columns[2][entry] = begin
+    columns[3][entry] = end
+    columns[4][entry, 0] = page_id
+    columns[4][entry, 1] = first_token
+    columns[4][entry, 2] = begin
+    columns[4][entry, 3] = end
 
 
 @njit(cache=True)
 def first_entry_ending_after(columns: Columns, num_entries: int, token: int) -> int:
     """The first entry with a token >= `token`; `num_entries` if there is none."""
-    _, first_token, _, end = columns
+    first_token, end = columns[1], columns[3]
     low, high = 0, num_entries
     while low < high:
         middle = (low + high) // 2
@@ -79,7 +114,7 @@ def first_entry_ending_after(columns: Columns, num_entries: int, token: int) -> 
 @njit(cache=True)
 def first_entry_starting_at(columns: Columns, num_entries: int, token: int) -> int:
     """The first entry with all its tokens >= `token`; `num_entries` if there is none."""
-    _, first_token, begin, _ = columns
+    first_token, begin = columns[1], columns[2]
     low, high = 0, num_entries
     while low < high:
         middle = (low + high) // 2
@@ -99,7 +134,7 @@ def cut_entries(
     Returns the columns (with room to grow), the number of entries, the number of tokens that
     went, and the ids of the pages that no entry names any more, each once.
     """
-    page_id, first_token, begin, end = columns
+    page_id, first_token, begin, end, _ = columns
     first = first_entry_ending_after(columns, num_entries, low)
     last = max(first, first_entry_starting_at(columns, num_entries, high))
     capacity = num_entries + num_entries // 4 + 16
@@ -112,12 +147,12 @@ def cut_entries(
         cut_end = min(end[entry], high - first_token[entry])
         num_removed += cut_end - cut_begin
         if begin[entry] < cut_begin:
-            _copy_entries(columns, entry, kept, num_kept, 1)
-            kept[3][num_kept] = cut_begin
+            _write_entry(
+                kept, num_kept, page_id[entry], first_token[entry], begin[entry], cut_begin
+            )
             num_kept += 1
         if cut_end < end[entry]:
-            _copy_entries(columns, entry, kept, num_kept, 1)
-            kept[2][num_kept] = cut_end
+            _write_entry(kept, num_kept, page_id[entry], first_token[entry], cut_end, end[entry])
             num_kept += 1
     _copy_entries(columns, last, kept, num_kept, num_entries - last)
     around = kept[0][max(first - 1, 0) : num_kept + min(1, num_entries - last)]

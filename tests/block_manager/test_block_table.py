@@ -43,7 +43,7 @@ def test_columns_are_contiguous_and_typed() -> None:
     columns = (entries.page_id, entries.first_token, entries.begin, entries.end)
     assert [column.dtype for column in columns] == [np.int32, np.int64, np.int32, np.int32]
     assert all(column.flags.c_contiguous and column.shape == (5,) for column in columns)
-    assert entries.packed.dtype == np.int64
+    assert entries.packed.dtype == np.int32
     assert entries.packed.flags.c_contiguous
 
 
@@ -143,6 +143,21 @@ def test_reading_a_part_ends_before_the_token(upto_token: int) -> None:
     assert tokens == [t for t in (0, *range(3, 15)) if t < upto_token]
 
 
+def test_rows_are_the_columns() -> None:
+    table = filled()
+    table.evict(sink_tokens=7, window_start=9)
+    entries = table.entries()
+    columns = (entries.page_id, entries.first_token, entries.begin, entries.end)
+    assert rows(table) == list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_token_numbers_end_where_rows_cannot_hold_them() -> None:
+    table = BlockTable(2**30)
+    table.append(ids(1), 2**30)
+    with pytest.raises(AssertionError, match="32 bits"):
+        table.append(ids(2), 2**30)
+
+
 def test_a_snapshot_is_kept_until_the_table_changes() -> None:
     table = filled()
     snapshot = table.entries()
@@ -211,11 +226,15 @@ def break_numbering(table: BlockTable) -> None:
 
 
 def break_pages(table: BlockTable) -> None:
-    table._columns[0][4] = 7
+    table._columns[0][4] = table._columns[4][4, 0] = 7
 
 
 def break_neighbours(table: BlockTable) -> None:
-    table._columns[0][1] = 7
+    table._columns[0][1] = table._columns[4][1, 0] = 7
+
+
+def break_rows(table: BlockTable) -> None:
+    table._columns[4][2, 3] -= 1
 
 
 def break_count(table: BlockTable) -> None:
@@ -231,6 +250,7 @@ def break_count(table: BlockTable) -> None:
         (break_numbering, "a token >= 14 is visible"),
         (break_pages, "two places"),
         (break_neighbours, "two places"),
+        (break_rows, "the packed rows are not the columns"),
         (break_count, "15 tokens are visible, 16 are counted"),
     ],
 )

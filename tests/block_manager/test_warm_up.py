@@ -23,7 +23,7 @@ def compiled():
 
 warm_up.warm_up()
 before = compiled()
-assert sum(before.values()) >= 14
+assert sum(count > 0 for count in before.values()) >= 13
 
 pages = manager.BlockManager(num_pages=500, page_size=64)
 pages.open_owner("a", 400)
