@@ -67,8 +67,8 @@ def _rotate(
 ) -> None:
     page_size = pages.shape[2]
     half = pages.shape[3] // 2
-    cos = np.empty((page_size, half), np.float32)
-    sin = np.empty((page_size, half), np.float32)
+    cos = np.empty((page_size, half), np.float64)
+    sin = np.empty((page_size, half), np.float64)
     for entry in range(page_id.shape[0]):
         first = begin[entry]
         count = end[entry] - first
@@ -116,8 +116,8 @@ def _place_rotated(
     start: Any,
 ) -> None:
     half = rows.shape[2] // 2
-    cos = np.empty((1, half), np.float32)
-    sin = np.empty((1, half), np.float32)
+    cos = np.empty((1, half), np.float64)
+    sin = np.empty((1, half), np.float64)
     for token in range(rows.shape[0]):
         fill_angles(positions[token], height, width, t, h, w, cos, sin)
         for head in range(rows.shape[1]):

@@ -20,7 +20,7 @@ def decode(
         runs: which slots of which pages, in the order of the output.
         out: [heads, tokens, head_dim], contiguous, of any floating dtype.
         start: where the first token goes.
-        rope: rotate the rows to their token numbers (in fp32, rounded once), or None.
+        rope: rotate the rows to their token numbers (rounded once), or None.
     """
     _check(pages, runs, out, start)
     kernel = cpu.decode if cpu.supports(pages.data, out) else reference.decode
@@ -42,7 +42,7 @@ def place(
         positions: the rows' token numbers, all >= 0; needed with `rope`.
         out: [heads, tokens, head_dim], contiguous, of any floating dtype.
         start: where the first token goes.
-        rope: rotate the rows to their positions (in fp32, rounded once), or None.
+        rope: rotate the rows to their positions (rounded once), or None.
     """
     assert out.is_contiguous()
     assert out.shape[::2] == rows.shape[1:], (out.shape, rows.shape)

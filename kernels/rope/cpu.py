@@ -94,22 +94,23 @@ def fill_angles(
 
 @njit(inline="always")
 def rotate_row(source: Any, cos: Any, sin: Any, target: Any) -> None:
-    """Rotate one row [head_dim] of one head into `target` [head_dim]."""
+    """Rotate one row [head_dim] of one head into `target` [head_dim], in fp64, rounded once."""
     half = cos.shape[0]
     # Two loops with one output each: LLVM vectorises them, but not one loop with both outputs.
     for i in range(half):
-        target[i] = narrow(widen(source[i]) * cos[i] - widen(source[half + i]) * sin[i], target)
+        value = np.float64(widen(source[i])) * cos[i] - np.float64(widen(source[half + i])) * sin[i]
+        target[i] = narrow(np.float32(value), target)
     for i in range(half):
-        value = widen(source[i]) * sin[i] + widen(source[half + i]) * cos[i]
-        target[half + i] = narrow(value, target)
+        value = np.float64(widen(source[i])) * sin[i] + np.float64(widen(source[half + i])) * cos[i]
+        target[half + i] = narrow(np.float32(value), target)
 
 
 @njit(nogil=True, cache=True, fastmath={"contract"})
 def _rotate(
     x: Any, positions: Any, height: Any, width: Any, t: Any, h: Any, w: Any, out: Any
 ) -> None:
-    cos = np.empty((1, x.shape[2] // 2), np.float32)
-    sin = np.empty((1, x.shape[2] // 2), np.float32)
+    cos = np.empty((1, x.shape[2] // 2), np.float64)
+    sin = np.empty((1, x.shape[2] // 2), np.float64)
     for token in range(x.shape[0]):
         fill_angles(positions[token], height, width, t, h, w, cos, sin)
         for head in range(x.shape[1]):
@@ -118,7 +119,7 @@ def _rotate(
 
 def table_arrays(
     grid: RopeGrid, largest_position: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The tables of time, height and width, long enough for positions up to `largest_position`."""
     num_frames = largest_position // (grid.height * grid.width) + 1
     tables = grid.tables

@@ -32,6 +32,6 @@ class RopeGrid:
         return frame, row, column
 
     def rows(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of tokens with these numbers: two fp32 [tokens, head_dim / 2]."""
+        """Cosines and sines of tokens with these numbers: two [tokens, head_dim / 2]."""
         assert positions.min(initial=0) >= 0, positions.min()
         return self.tables.rows(*self.coordinates(positions))

@@ -9,12 +9,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Ten
 
     Args:
         x: [tokens, heads, head_dim], half-split channel order.
-        cos, sin: fp32 [tokens, head_dim / 2], as `RopeGrid.rows` or `RopeTables.rows` give them.
+        cos, sin: [tokens, head_dim / 2], fp64 or fp32, as `RopeGrid.rows` or `RopeTables.rows` give them.
         inverse: rotate backwards.
 
-    Returns a new tensor of x's shape and dtype; the arithmetic is fp32 (or fp64 for fp64).
+    Returns a new tensor of x's shape and dtype; the arithmetic is done in the dtype of
+    `cos` and `sin`, or in that of `x` if it is wider.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.promote_types(x.dtype, cos.dtype)
     first, second = x.to(dtype).chunk(2, dim=-1)
     cos, sin = cos[:, None].to(dtype), sin[:, None].to(dtype)
     if inverse:

@@ -11,7 +11,7 @@ from qvg_engine.kernels.rope.grid import RopeGrid
 def rotate(x: Tensor, grid: RopeGrid, positions: NDArray[np.int64]) -> Tensor:
     """Rotate x [tokens, heads, head_dim] to the token numbers `positions` [tokens], all >= 0.
 
-    Half-split channel order, fp32 arithmetic; returns a new tensor of x's dtype.
+    Half-split channel order, rounded once; returns a new tensor of x's dtype.
     """
     if x.device.type == "cpu" and x.dtype in cpu.SUPPORTED_DTYPES:
         return cpu.rotate(x, grid, positions)

@@ -24,7 +24,8 @@ class RopeTables:
         device: where the tables live.
 
     A table grows to the next power of two when a longer one is asked for. Angles are computed in
-    fp64; cosines and sines are kept in fp32.
+    fp64. On the CPU cosines and sines are kept in fp64 too, and rows are rotated in fp64 and rounded
+    once, as the original implementations do; elsewhere they are kept in fp32.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RopeTables:
         self.pairs = (time, height, width)
         self.base = base
         self.device = torch.device(device)
+        self.dtype = torch.float64 if self.device.type == "cpu" else torch.float32
         self._tables = tuple(self._build(count, 1) for count in self.pairs)
 
     @property
@@ -49,7 +51,7 @@ class RopeTables:
         return sum(table.nbytes for table in self._tables)
 
     def axis(self, axis: int, length: int) -> Tensor:
-        """Cosines and sines of positions 0 to at least `length - 1`: fp32 [>= length, 2, pairs].
+        """Cosines and sines of positions 0 to at least `length - 1`: [>= length, 2, pairs].
 
         axis: 0 is time, 1 height, 2 width.
         """
@@ -76,4 +78,6 @@ class RopeTables:
     def _build(self, num_pairs: int, length: int) -> Tensor:
         exponents = torch.arange(num_pairs, dtype=torch.float64) / max(num_pairs, 1)
         angles = torch.outer(torch.arange(length, dtype=torch.float64), self.base**-exponents)
-        return torch.stack((angles.cos(), angles.sin()), dim=1).float().to(self.device)
+        return torch.stack((angles.cos(), angles.sin()), dim=1).to(
+            device=self.device, dtype=self.dtype
+        )

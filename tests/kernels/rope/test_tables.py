@@ -33,7 +33,7 @@ def test_tables_grow_in_powers_of_two_and_keep_their_rows() -> None:
     assert after.shape == (2048, 2, 12)
     assert torch.equal(after[:8], before)
     assert tables.axis(0, 3) is after
-    assert tables.num_bytes == 4 * 2 * (2048 * 12 + 10 + 10)
+    assert tables.num_bytes == 8 * 2 * (2048 * 12 + 10 + 10)
 
 
 def test_other_splits_and_bases() -> None:
