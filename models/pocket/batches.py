@@ -11,8 +11,15 @@ from torch.nn import functional
 from qvg_engine.models.pocket.pool import ClipPool
 from qvg_engine.models.pocket.teacher_forcing import FRAMES_PER_CHUNK, Layout
 
-LEVELS: Final = (1.0, 0.9375, 1 / 1.2, 0.625)
+TIMESTEPS: Final = (1000.0, 750.0, 500.0, 250.0)
+SHIFT: Final = 5.0
+LEVELS: Final = tuple(SHIFT * t / 1000 / (1 + (SHIFT - 1) * t / 1000) for t in TIMESTEPS)
 """Noise levels of the sampler's passes: the only ones that the network has to know."""
+
+SHAPE_WEIGHT: Final = 2.5
+GROUND_WEIGHT: Final = 0.6
+LATENT_PIXELS: Final = 8
+"""Pixels of height and width under one latent sample."""
 
 NOISE_SCALES: Final = (1.0, 0.75, 0.85, 1.0)
 """How much of a level's noise is really added in training.
@@ -23,25 +30,34 @@ that expects less noise than it is given takes more of it for detail.
 """
 
 LAYOUTS: Final = (
-    (0.60, Layout(batch=4, chunks=4, noisy_chunks=4, copies=2)),
-    (0.18, Layout(batch=2, chunks=8, noisy_chunks=5, copies=2)),
-    (0.22, Layout(batch=1, chunks=19, noisy_chunks=6, copies=2)),
+    (0.40, 0.20, Layout(batch=6, chunks=2, noisy_chunks=2, copies=2)),
+    (0.40, 0.30, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
+    (0.15, 0.25, Layout(batch=1, chunks=9, noisy_chunks=6, copies=2)),
+    (0.05, 0.25, Layout(batch=1, chunks=19, noisy_chunks=6, copies=2)),
 )
-"""How often each layout is drawn: most windows are short, some reach past a full window."""
+"""How often each layout is drawn, at the start and at the end of a training.
+
+Short windows first, where text and motion are learned; windows that reach past the full one in
+the end, where memory is.
+"""
 
 
 class Batch(msgspec.Struct):
-    """Chunks [B, n, 3, C, h, w] of clips, bf16, and the places of their clips in the pool."""
+    """Chunks [B, n, 3, C, h, w] of clips, bf16, and the places of their clips in the pool.
+
+    `tracks` [B, n, 3, 3] is the shape's x, y and radius in pixels.
+    """
 
     chunks: Tensor
+    tracks: Tensor
     clips: tuple[int, ...]
     layout: Layout
 
 
-def pick_layout(rng: np.random.Generator) -> Layout:
-    """Draw one of `LAYOUTS`."""
-    weights = np.asarray([weight for weight, _ in LAYOUTS])
-    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=weights / weights.sum()))][1]
+def pick_layout(rng: np.random.Generator, *, progress: float) -> Layout:
+    """Draw one of `LAYOUTS` at a part, 0 to 1, of the training."""
+    weights = np.asarray([(1 - progress) * start + progress * end for start, end, _ in LAYOUTS])
+    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=weights / weights.sum()))][2]
 
 
 def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batch:
@@ -49,12 +65,16 @@ def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batc
     frames = layout.chunks * FRAMES_PER_CHUNK
     clips = rng.integers(len(pool), size=layout.batch)
     firsts = rng.integers(pool.clip_latents - frames + 1, size=layout.batch)
-    windows = [
-        pool.window(int(clip), int(first), frames)
-        for clip, first in zip(clips, firsts, strict=True)
-    ]
-    chunks = torch.stack(windows).unflatten(1, (-1, FRAMES_PER_CHUNK)).bfloat16()
-    return Batch(chunks=chunks, clips=tuple(int(clip) for clip in clips), layout=layout)
+    places = list(zip(clips.tolist(), firsts.tolist(), strict=True))
+    latents = torch.stack([pool.window(clip, first, frames) for clip, first in places])
+    tracks = np.stack([pool.shape_track(clip, first, frames) for clip, first in places])
+    chunked = (layout.batch, -1, FRAMES_PER_CHUNK)
+    return Batch(
+        chunks=latents.bfloat16().view(*chunked, *latents.shape[2:]),
+        tracks=torch.from_numpy(tracks).float().view(*chunked, 3),
+        clips=tuple(clips.tolist()),
+        layout=layout,
+    )
 
 
 def soil_context(chunks: Tensor) -> Tensor:
@@ -79,18 +99,34 @@ def soil_context(chunks: Tensor) -> Tensor:
     return torch.lerp(soiled, other, strength(0.15))
 
 
+def token_weights(batch: Batch) -> Tensor:
+    """How much the error of each latent sample counts, [B, r, 1, 3, h, w], mean about one.
+
+    The shape covers a fifth of the samples but is most of what a prompt is about; without more
+    weight it is learned last and lost first.
+    """
+    tracks = batch.tracks[:, -batch.layout.noisy_chunks :]
+    x, y, radius = tracks[..., None, None].unbind(dim=3)
+    height, width = batch.chunks.shape[-2:]
+    rows = (torch.arange(height) + 0.5)[:, None] * LATENT_PIXELS
+    columns = (torch.arange(width) + 0.5)[None, :] * LATENT_PIXELS
+    reach = radius + LATENT_PIXELS / 3
+    near = ((rows - y).abs() < reach) & ((columns - x).abs() < reach)
+    return torch.where(near, SHAPE_WEIGHT, GROUND_WEIGHT)[:, :, None]
+
+
 def add_noise(chunks: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Chunks [B, r, ...] -> m noisy copies [m, B, r, ...], their level indices and flow targets.
+    """Chunks [B, r, ...] -> m noisy copies [B, r, m, ...], their level indices and flow targets.
 
     The copies of one chunk are at different levels.
     """
     batch, count = chunks.shape[:2]
     order = torch.rand(batch, count, len(LEVELS)).argsort(dim=-1)
-    indices = order[..., :copies].permute(2, 0, 1)
+    indices = order[..., :copies]
     tail = (1,) * (chunks.ndim - 2)
     level = torch.tensor(LEVELS)[indices].view(*indices.shape, *tail)
     scale = torch.tensor(NOISE_SCALES)[indices].view(*indices.shape, *tail)
-    clean = chunks.float()[None]
-    noise = torch.randn(copies, *chunks.shape) * scale
+    clean = chunks.float()[:, :, None]
+    noise = torch.randn(batch, count, copies, *chunks.shape[2:]) * scale
     noisy = (1 - level) * clean + level * noise
     return noisy.to(chunks.dtype), indices, noise - clean

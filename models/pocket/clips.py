@@ -102,6 +102,29 @@ def scene_of(seed: int) -> Scene:
 
 def draw_clip(seed: int, *, num_frames: int, scene: Scene | None = None) -> Clip:
     """The clip of a seed; without `scene` the seed also picks what it shows."""
+    plan = _plan(seed, num_frames, scene)
+    view = _view(plan.ground, plan.camera_offset)
+    if plan.scene.direction in ("left", "right"):
+        view = view.swapaxes(1, 2)
+    frames = _paint_shape(np.ascontiguousarray(view), plan.scene, plan.track)
+    return Clip(frames=frames, scene=plan.scene, camera_offset=plan.camera_offset, speed=plan.speed)
+
+
+def shape_track(seed: int, *, num_frames: int) -> NDArray[np.float64]:
+    """Where the shape of a seed's clip is: [T, 3] of x, y and radius (half its box) in pixels."""
+    return _plan(seed, num_frames, None).track
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    scene: Scene
+    ground: NDArray[np.float32]
+    camera_offset: NDArray[np.float64]
+    speed: float
+    track: NDArray[np.float64]
+
+
+def _plan(seed: int, num_frames: int, scene: Scene | None) -> _Plan:
+    """Everything that the seed decides; the order of draws is part of what a seed means."""
     rng = np.random.default_rng(seed)
     picked = _pick_scene(rng)
     scene = picked if scene is None else scene
@@ -109,12 +132,10 @@ def draw_clip(seed: int, *, num_frames: int, scene: Scene | None = None) -> Clip
     return_frames = RETURN_FRAMES[int(rng.integers(len(RETURN_FRAMES)))]
     speed = (GROUND_LENGTH - SIZE) / (FRAMES_PER_LATENT * return_frames)
     sign = 1.0 if scene.direction in ("right", "down") else -1.0
-    offset = rng.uniform(0, GROUND_LENGTH) + sign * speed * np.arange(num_frames)
-    view = _view(ground, offset)
-    if scene.direction in ("left", "right"):
-        view = view.swapaxes(1, 2)
-    frames = _paint_shape(rng, np.ascontiguousarray(view), scene)
-    return Clip(frames=frames, scene=scene, camera_offset=offset, speed=speed)
+    steps = np.arange(num_frames, dtype=np.float64)
+    offset = rng.uniform(0, GROUND_LENGTH) + sign * speed * steps
+    track = _bouncing_track(rng, num_frames)
+    return _Plan(scene=scene, ground=ground, camera_offset=offset, speed=speed, track=track)
 
 
 def _pick_scene(rng: np.random.Generator) -> Scene:
@@ -128,7 +149,9 @@ def _ground(rng: np.random.Generator, color: str) -> NDArray[np.float32]:
     dark, light = (np.asarray(rgb, dtype=np.float32) for rgb in GROUND_RGB[color])
     ground = dark + shade[..., None] * (light - dark)
     tint_rgb = rng.normal(size=3).astype(np.float32) * (2.0 if color == "white" else 4.0)
-    return np.clip(ground + tint[..., None] * tint_rgb, 0, 255).astype(np.float32)
+    ground = ground + tint[..., None] * tint_rgb
+    tinted: NDArray[np.float32] = np.clip(ground, 0, 255).astype(np.float32)
+    return tinted
 
 
 def _smooth_field(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -143,7 +166,8 @@ def _smooth_field(rng: np.random.Generator) -> NDArray[np.float32]:
         weight = 1.0 / np.hypot(k_along / 2, k_across)
         field += weight * np.cos(k_along * along + k_across * across + phase)
     field -= field.mean()
-    return (field / field.std()).astype(np.float32)
+    scaled: NDArray[np.float32] = (field / field.std()).astype(np.float32)
+    return scaled
 
 
 def _view(ground: NDArray[np.float32], offset: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -152,35 +176,42 @@ def _view(ground: NDArray[np.float32], offset: NDArray[np.float64]) -> NDArray[n
     rows = (first[:, None].astype(np.int64) + np.arange(SIZE)) % GROUND_LENGTH
     part = (offset - first).astype(np.float32)[:, None, None, None]
     here = ground[rows]
-    after = ground[(rows + 1) % GROUND_LENGTH]
+    after: NDArray[np.float32] = ground[(rows + 1) % GROUND_LENGTH]
     after -= here
     after *= part
     after += here
     return after
 
 
-def _paint_shape(
-    rng: np.random.Generator, view: NDArray[np.float32], scene: Scene
-) -> NDArray[np.uint8]:
-    """Paints the bouncing shape with its dark outline over `view`, in place, and rounds."""
+def _bouncing_track(rng: np.random.Generator, num_frames: int) -> NDArray[np.float64]:
+    """Positions and radius [T, 3] of a shape that bounces off the edges of the view."""
     radius = rng.uniform(11.0, 14.0)
     angle = rng.uniform(0, 2 * np.pi)
     speed = rng.uniform(0.4, 1.2)
     low, high = radius + 1.0, SIZE - radius - 1.0
-    steps = np.arange(len(view))
+    steps = np.arange(num_frames)
     x = _bounce(rng.uniform(low, high) + speed * np.cos(angle) * steps, low, high)
     y = _bounce(rng.uniform(low, high) + speed * np.sin(angle) * steps, low, high)
+    return np.stack([x, y, np.full(num_frames, radius)], axis=1)
+
+
+def _paint_shape(
+    view: NDArray[np.float32], scene: Scene, track: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Paints the shape with its darker outline over `view`, in place, and rounds."""
     axis = np.arange(SIZE, dtype=np.float32) + 0.5
-    dx = axis[None, None, :] - x.astype(np.float32)[:, None, None]
-    dy = axis[None, :, None] - y.astype(np.float32)[:, None, None]
-    distance = shape_distance(scene.shape, dx, dy, radius)
+    x, y = track[:, 0].astype(np.float32), track[:, 1].astype(np.float32)
+    dx = axis[None, None, :] - x[:, None, None]
+    dy = axis[None, :, None] - y[:, None, None]
+    distance = shape_distance(scene.shape, dx, dy, float(track[0, 2]))
     outside = np.clip(distance + 0.5, 0, 1)[..., None]
     core = np.clip(0.5 - _OUTLINE_PIXELS - distance, 0, 1)[..., None]
     rgb = np.asarray(FLAT_RGB[scene.color], dtype=np.float32)
     view *= outside
     view += (1.0 - outside) * (_OUTLINE_SHADE * rgb)
     view += core * ((1.0 - _OUTLINE_SHADE) * rgb)
-    return np.rint(np.clip(view, 0, 255)).astype(np.uint8)
+    painted: NDArray[np.uint8] = np.rint(np.clip(view, 0, 255)).astype(np.uint8)
+    return painted
 
 
 def _bounce(position: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:

@@ -79,7 +79,8 @@ def _classify(frame: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The index in COLORS of every pixel's nearest palette entry; _UNKNOWN for dark outlines."""
     pixels = frame.reshape(-1, 3).astype(np.float32)
     squares = (pixels**2).sum(1, keepdims=True) - 2 * pixels @ _PALETTE.T + _PALETTE_SQUARES
-    return _PALETTE_CLASS[squares.argmin(1)].reshape(frame.shape[:2])
+    classes: NDArray[np.int64] = _PALETTE_CLASS[squares.argmin(1)].reshape(frame.shape[:2])
+    return classes
 
 
 def _palette() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -128,10 +129,8 @@ def _largest_patch(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
-        spread = np.maximum.reduce(
-            [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2]]
-            + [padded[1:-1, 2:]]
-        )
+        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        spread = np.maximum.reduce((labels, *neighbours))
         spread = np.where(mask, spread, 0)
         # Jump to the label's own label: patches settle in a few rounds.
         flat = np.concatenate([[0], spread.ravel()])
@@ -184,31 +183,43 @@ def _direction(
     """Where the view moved, from the shift that explains the ground of `later` best."""
     here, there = frame.astype(np.float32).mean(2), later.astype(np.float32).mean(2)
     ends = {}
-    still = _mismatch(here, there, hidden, later_hidden, 0)
+    still = ground_mismatch(here, there, hidden, later_hidden, 0)
     for name, transpose in (("right", False), ("down", True)):
         images = [here, there, hidden, later_hidden]
         a, b, hide_a, hide_b = (x.T if transpose else x for x in images)
         for shift in range(2, _MAX_SHIFT + 1):
-            ends[name, shift] = _mismatch(a, b, hide_a, hide_b, shift)
+            ends[name, shift] = ground_mismatch(a, b, hide_a, hide_b, shift)
             back = {"right": "left", "down": "up"}[name]
-            ends[back, shift] = _mismatch(b, a, hide_b, hide_a, shift)
+            ends[back, shift] = ground_mismatch(b, a, hide_b, hide_a, shift)
     best = min(ends, key=lambda key: ends[key])
     return best[0] if ends[best] < 0.9 * still else None
 
 
-def _mismatch(
+def ground_mask(frame: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a frame shows ground: neither the shape nor its surroundings; all False if lost."""
+    classes = _classify(frame)
+    background = _most_common(classes)
+    if background is None:
+        return np.zeros(classes.shape, dtype=bool)
+    return ~_grow(_find_shape(classes, background)[1])
+
+
+def ground_mismatch(
     a: NDArray[np.float32],
     b: NDArray[np.float32],
     hide_a: NDArray[np.bool_],
     hide_b: NDArray[np.bool_],
     shift: int,
 ) -> float:
-    """Mean squared difference where column x + shift of `a` would be column x of `b`."""
+    """Variance of the difference if column x + shift of `a` were column x of `b`.
+
+    Pixels that are hidden in either are left out; infinite if few remain.
+    """
     width = a.shape[1] - shift
     seen = ~(hide_a[:, shift:] | hide_b[:, :width])
     count = int(seen.sum())
     if count < 200:
         return float("inf")
     difference = (a[:, shift:] - b[:, :width])[seen]
-    # Differences of a uniform brightness change are not motion.
+    # A uniform change of brightness is not motion.
     return float(np.var(difference))

@@ -21,7 +21,7 @@ _AVERAGE_DECAY = 0.998
 class MixedOptimizer:
     """Updates a module's bf16 parameters through fp32 masters."""
 
-    def __init__(self, module: nn.Module, *, adam_rate_ratio: float = 0.5) -> None:
+    def __init__(self, module: nn.Module, *, adam_rate_ratio: float = 0.35) -> None:
         """`adam_rate_ratio` is AdamW's learning rate over Muon's."""
         self._parameters = dict(module.named_parameters())
         self.masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
@@ -111,7 +111,7 @@ class MixedOptimizer:
 
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrices to [N, rows, columns], roughly, by Newton-Schulz."""
-    x = matrices.bfloat16()
+    x: Tensor = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

@@ -8,10 +8,17 @@ import msgspec
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
-from qvg_engine.models.pocket.clips import FRAMES_PER_LATENT, Scene, draw_clip, scene_of
+from qvg_engine.models.pocket.clips import (
+    FRAMES_PER_LATENT,
+    Scene,
+    draw_clip,
+    scene_of,
+    shape_track,
+)
 from qvg_engine.models.pocket.vae import PocketVae
 
 CLIP_LATENTS: Final = 60
@@ -39,6 +46,7 @@ class ClipPool:
             raise CheckpointError(f"{folder} holds no pool of clips: build one first")
         self._index = index
         self._latents = _map_latents(folder, index)
+        self._tracks: dict[int, NDArray[np.float64]] = {}
 
     def refresh(self) -> int:
         """Look again how many clips are there, and return it."""
@@ -56,6 +64,14 @@ class ClipPool:
     def scene(self, clip: int) -> Scene:
         """What a clip shows."""
         return scene_of(self._index.first_seed + clip)
+
+    def shape_track(self, clip: int, first: int, length: int) -> NDArray[np.float64]:
+        """The shape's x, y and radius in pixels, [length, 3], in the middle of latent frames."""
+        if clip not in self._tracks:
+            frames = FRAMES_PER_LATENT * self.clip_latents
+            track = shape_track(self._index.first_seed + clip, num_frames=frames)
+            self._tracks[clip] = track.reshape(-1, FRAMES_PER_LATENT, 3).mean(axis=1)
+        return self._tracks[clip][first : first + length]
 
     def window(self, clip: int, first: int, length: int) -> Tensor:
         """Latent frames [length, C, h, w] of a clip, fp32."""
@@ -81,7 +97,7 @@ def build_pool(
         frames = draw_clip(index.first_seed + clip, num_frames=FRAMES_PER_LATENT * clip_latents)
         return torch.from_numpy(frames.frames)
 
-    vae = vae.eval().to(memory_format=torch.channels_last)
+    vae = vae.eval()
     with ThreadPoolExecutor(1) as executor:
         upcoming = executor.submit(draw, index.num_done)
         for clip in range(index.num_done, num_clips):

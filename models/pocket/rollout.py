@@ -68,10 +68,10 @@ class LockstepAttention:
         return attended.transpose(1, 2).flatten(0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(0, (self._batch, -1)).transpose(1, 2)
+        return x.reshape(self._batch, -1, *x.shape[1:]).transpose(1, 2)
 
     def _turn(self, x: Tensor) -> Tensor:
-        first, second = x.unflatten(0, (self._batch, -1)).chunk(2, dim=-1)
+        first, second = x.reshape(self._batch, -1, *x.shape[1:]).chunk(2, dim=-1)
         cos, sin = self._cos, self._sin
         turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
         return turned.to(x.dtype).transpose(1, 2)

@@ -50,7 +50,7 @@ def train(settings: VaeTraining) -> PocketVae:
     """Train until the budget is used up and return the VAE in evaluation mode."""
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
-    vae = PocketVae().to(device=device, memory_format=torch.channels_last)
+    vae = PocketVae().to(device)
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=settings.peak_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
@@ -75,7 +75,8 @@ def train(settings: VaeTraining) -> PocketVae:
             _save(settings, vae, optimizer, step, clock)
             saved_at = clock.elapsed_s
     _save(settings, vae, optimizer, step, clock)
-    return vae.eval()
+    vae.eval()
+    return vae
 
 
 def _train_step(

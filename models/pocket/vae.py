@@ -32,7 +32,8 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.relu(self.first(functional.relu(x))))
+        inner: Tensor = self.second(functional.relu(self.first(functional.relu(x))))
+        return x + inner
 
 
 class LookBack(nn.Module):
@@ -46,8 +47,7 @@ class LookBack(nn.Module):
         """x [B, F, c, h, w] and the state [B, c, h, w] -> the same shapes."""
         earlier = torch.cat([before[:, None], x[:, :-1]], dim=1)
         pairs = torch.cat([earlier, x], dim=2).flatten(0, 1)
-        mixed = self.mix(functional.relu(pairs)).unflatten(0, x.shape[:2])
-        return x + mixed, x[:, -1]
+        return x + self.mix(functional.relu(pairs)).view_as(x), x[:, -1]
 
 
 class Encoder(nn.Module):
@@ -97,12 +97,17 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """[B, F, C, h, w] -> frames [B, F, 12, H, W] in -1..1, and the state after them."""
         shape = latents.shape[:2]
-        x = self.enter(latents.flatten(0, 1)).unflatten(0, shape)
+        x = _by_video(self.enter(latents.flatten(0, 1)), shape)
         x, wide_state = self.look_wide(x, state[0])
-        x = functional.pixel_shuffle(self.wide(x.flatten(0, 1)), 2).unflatten(0, shape)
+        x = _by_video(functional.pixel_shuffle(self.wide(x.flatten(0, 1)), 2), shape)
         x, middle_state = self.look_middle(x, state[1])
-        frames = self.narrow(self.middle(x.flatten(0, 1))).unflatten(0, shape)
+        frames = _by_video(self.narrow(self.middle(x.flatten(0, 1))), shape)
         return frames, (wide_state, middle_state)
+
+
+def _by_video(x: Tensor, shape: torch.Size) -> Tensor:
+    """[B F, c, h, w] -> [B, F, c, h, w]."""
+    return x.view(*shape, *x.shape[1:])
 
 
 class PocketVae(nn.Module):
@@ -140,7 +145,7 @@ class PocketVae(nn.Module):
         batch, count = frames.shape[:2]
         folded = frames.reshape(-1, 12, *frames.shape[3:])
         latents: Tensor = self.normalize(self.encoder(folded))
-        return latents.unflatten(0, (batch, count // self.temporal_factor))
+        return latents.view(batch, count // self.temporal_factor, *latents.shape[1:])
 
     def decode(
         self, latents: Tensor, state: DecoderState | None = None
