@@ -24,7 +24,7 @@ find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
         supported_version "$PYTHON" >/dev/null ||
-            fail "PYTHON=$PYTHON is not Python 3.11, 3.12 or 3.13: name one that is"
+            fail "PYTHON=$PYTHON does not run as Python 3.11, 3.12 or 3.13: name one that does"
         echo "$PYTHON"
         return
     fi
