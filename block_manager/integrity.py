@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.owner import Branch, Owner
 from qvg_engine.block_manager.page_pool import PagePool
+from qvg_engine.block_manager.table_loops import distinct_pages
 
 _NO_PAGES = np.empty(0, dtype=np.int32)
 
@@ -104,7 +105,7 @@ def _check_accounts(
         commit_ids = {branches[branch_id].commit_id for branch_id in owner.branch_ids}
         held = [branches[branch_id].table.page_ids for branch_id in owner.branch_ids]
         held += [commits[commit_id].page_ids for commit_id in commit_ids if commit_id is not None]
-        page_ids = np.unique(np.concatenate([_NO_PAGES, *held]))
+        page_ids = distinct_pages(np.sort(np.concatenate([_NO_PAGES, *held])))
         if page_ids.size != owner.num_used:
             raise AssertionError(
                 f"{owner.owner_id!r} holds {page_ids.size} pages, {owner.num_used} are counted"

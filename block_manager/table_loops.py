@@ -177,7 +177,7 @@ def _pages_not_in(page_ids: NDArray[np.int32], kept: NDArray[np.int32]) -> NDArr
 
 @njit(cache=True)
 def distinct_pages(page_id: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The ids of a table's pages, each once and in order; equal ids are neighbours."""
+    """The ids, each once and in the order given; equal ids must be neighbours."""
     pages = np.empty(page_id.size, dtype=np.int32)
     num_pages = 0
     for index in range(page_id.size):
