@@ -55,7 +55,7 @@ class GivenNoise:
     def __init__(
         self, noise: Tensor, renoise: Tensor | None, *, frames_per_chunk: int, keyed: KeyedNoise
     ) -> None:
-        self._noise = noise.float().cpu().split(frames_per_chunk)
+        self._noise: tuple[Tensor, ...] = noise.float().cpu().split(frames_per_chunk)
         self._renoise = None if renoise is None else renoise.float().cpu()
         self._keyed = keyed
 

@@ -9,7 +9,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Ten
 
     Args:
         x: [tokens, heads, head_dim], half-split channel order.
-        cos, sin: [tokens, head_dim / 2], fp64 or fp32, as `RopeGrid.rows` or `RopeTables.rows` give them.
+        cos, sin: [tokens, head_dim / 2], fp64 or fp32, from `RopeGrid.rows` or `RopeTables.rows`.
         inverse: rotate backwards.
 
     Returns a new tensor of x's shape and dtype; the arithmetic is done in the dtype of

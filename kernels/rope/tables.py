@@ -24,8 +24,8 @@ class RopeTables:
         device: where the tables live.
 
     A table grows to the next power of two when a longer one is asked for. Angles are computed in
-    fp64. On the CPU cosines and sines are kept in fp64 too, and rows are rotated in fp64 and rounded
-    once, as the original implementations do; elsewhere they are kept in fp32.
+    fp64. On the CPU cosines and sines are kept in fp64 too, and rows are rotated in fp64 and
+    rounded once, as the original implementations do; elsewhere they are kept in fp32.
     """
 
     def __init__(

@@ -62,7 +62,8 @@ class AttentionProjections(nn.Module):
         return apply_split(self.o, attended.flatten(1), splits)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return heads
 
 
 class Block(nn.Module):
