@@ -1,0 +1,195 @@
+"""Where the time of the embedded model's videos goes, and what batching and invariance cost.
+
+    python benchmarks/engine_report.py --output reports
+
+writes `engine_report.md` and `engine_report.json`: the engine's own share of a step, the cost of
+`batch_invariant`, videos together against one after the other, and the KV-cache in numbers. All
+figures of one row pair come from one run on one machine.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+
+from qvg_engine import EngineConfig, VideoEngine, VideoRequest, __version__
+from qvg_engine.models.pocket.clips import all_scenes
+
+NUM_STREAMS = 4
+WARM_UP_FRAMES = 240
+
+
+class Stopwatch:
+    """Adds up the time spent in wrapped functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def make_engine(**config: Any) -> VideoEngine:
+    """An engine of the embedded model on the CPU."""
+    return VideoEngine(EngineConfig(device="cpu", **config))
+
+
+def add_videos(engine: VideoEngine, *, num_frames: int, count: int) -> None:
+    """Queue videos with different prompts."""
+    for number, scene in enumerate(all_scenes()[:count]):
+        request = VideoRequest(
+            request_id=f"video-{number}", prompt=scene.prompt, num_frames=num_frames, seed=number
+        )
+        engine.add_request(request)
+
+
+def step_shares(num_frames: int) -> dict[str, float]:
+    """Milliseconds of a median step with full windows, by where they go."""
+    engine = make_engine()
+    network, decoding = Stopwatch(), Stopwatch()
+    engine.family.forward = network.wrap(engine.family.forward)  # type: ignore[method-assign]
+    codec = engine.family.codec
+    assert codec is not None
+    codec.decode_chunk = decoding.wrap(codec.decode_chunk)  # type: ignore[method-assign]
+    add_videos(engine, num_frames=num_frames, count=NUM_STREAMS)
+    rows: list[tuple[float, float, float]] = []
+    while engine.has_unfinished_requests():
+        before = (time.perf_counter(), network.seconds, decoding.seconds)
+        engine.step()
+        after = (time.perf_counter(), network.seconds, decoding.seconds)
+        rows.append(tuple(b - a for a, b in zip(before, after, strict=True)))  # type: ignore[arg-type]
+    steady = rows[len(rows) // 2 :]
+    total = sum(row[0] for row in steady)
+    forward, decode = sum(row[1] for row in steady), sum(row[2] for row in steady)
+    return {
+        "step_ms": 1000 * statistics.mean(row[0] for row in steady),
+        "network_and_attention_share": forward / total,
+        "vae_share": decode / total,
+        "host_share": (total - forward - decode) / total,
+    }
+
+
+def seconds_for(num_frames: int, *, count: int, together: bool, **config: Any) -> float:
+    """Wall time of `count` videos, in one batch or one after the other, after a warm-up."""
+    engine = make_engine(max_streams=count if together else 1, **config)
+    add_videos(engine, num_frames=24, count=1)
+    while engine.has_unfinished_requests():
+        engine.step()
+    start = time.perf_counter()
+    add_videos(engine, num_frames=num_frames, count=count)
+    while engine.has_unfinished_requests():
+        engine.step()
+    return time.perf_counter() - start
+
+
+def cache_figures(num_frames: int) -> dict[str, dict[str, float]]:
+    """The KV-cache at its peak by format."""
+    figures = {}
+    for kv_format in ("dense", "bf16"):
+        engine = make_engine(kv_format=kv_format)
+        add_videos(engine, num_frames=num_frames, count=NUM_STREAMS)
+        while engine.has_unfinished_requests():
+            engine.step()
+        stats = engine.stats()
+        figures[kv_format] = {
+            "kv_bytes_peak": stats.kv_bytes_peak,
+            "kv_bytes_bf16": stats.kv_bytes_bf16,
+            "kv_ratio": stats.kv_ratio,
+            "total_ratio": stats.total_ratio,
+            "workspace_bytes": stats.workspace_bytes,
+        }
+    return figures
+
+
+def measure(num_frames: int) -> dict[str, Any]:
+    """All figures of the report."""
+    measured: dict[str, Any] = {
+        "version": __version__,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "num_frames": num_frames,
+        "num_streams": NUM_STREAMS,
+    }
+    parts: dict[str, Callable[[], Any]] = {
+        "step": lambda: step_shares(num_frames),
+        "together_s": lambda: seconds_for(num_frames, count=NUM_STREAMS, together=True),
+        "one_by_one_s": lambda: seconds_for(num_frames, count=NUM_STREAMS, together=False),
+        "invariant_s": lambda: seconds_for(
+            num_frames, count=NUM_STREAMS, together=True, batch_invariant=True
+        ),
+        "cache": lambda: cache_figures(num_frames),
+    }
+    for name, part in track(list(parts.items()), description="measuring"):
+        measured[name] = part()
+    measured["invariant_cost"] = measured["invariant_s"] / measured["together_s"]
+    measured["batching_gain"] = measured["one_by_one_s"] / measured["together_s"]
+    measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return measured
+
+
+def as_markdown(measured: dict[str, Any]) -> str:
+    """The report for people."""
+    step, machine = measured["step"], measured["machine"]
+    lines = [
+        "# Engine report",
+        "",
+        f"Embedded model, {measured['num_streams']} videos of {measured['num_frames']} frames on "
+        f"{machine['cores']} cores ({machine['processor']}, torch {machine['torch']}).",
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        f"| a step with full windows | {step['step_ms']:.0f} ms |",
+        f"| of it network and attention | {step['network_and_attention_share']:.1%} |",
+        f"| of it VAE | {step['vae_share']:.1%} |",
+        f"| of it the engine itself | {step['host_share']:.2%} |",
+        f"| videos together against one by one | {measured['batching_gain']:.2f}x as fast |",
+        f"| `batch_invariant` | {measured['invariant_cost']:.2f}x the time |",
+    ]
+    for kv_format, figures in measured["cache"].items():
+        lines.append(
+            f"| `{kv_format}` pages at their peak | {figures['kv_bytes_peak'] / 1e6:.1f} MB, "
+            f"kv_ratio {figures['kv_ratio']:.2f}, with workspace {figures['total_ratio']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    num_frames: Annotated[int, typer.Option(min=24, help="Frames of each video.")] = (
+        2 * WARM_UP_FRAMES
+    ),
+) -> None:
+    """Measure, and write Markdown and JSON."""
+    measured = measure(num_frames)
+    output.mkdir(parents=True, exist_ok=True)
+    for suffix, text in (("json", json.dumps(measured, indent=1)), ("md", as_markdown(measured))):
+        temporary = output / f".engine_report.{suffix}.part"
+        temporary.write_text(text)
+        temporary.rename(output / f"engine_report.{suffix}")
+    typer.echo(as_markdown(measured))
+
+
+if __name__ == "__main__":
+    typer.run(main)
