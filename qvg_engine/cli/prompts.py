@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qvg_engine.errors import RequestError
 
-_SLUG_LENGTH = 60
+_SLUG_LENGTH = 80
 
 
 def gather_prompts(arguments: list[str], prompts_file: Path | None) -> list[str]:
@@ -29,7 +29,10 @@ def gather_prompts(arguments: list[str], prompts_file: Path | None) -> list[str]
 def video_name(prompt: str, seed: int) -> str:
     """Return the name of the file for a video, such as a-red-circle-seed7.mp4."""
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
-    return f"{slug[:_SLUG_LENGTH].rstrip('-') or 'video'}-seed{seed}.mp4"
+    if len(slug) > _SLUG_LENGTH:
+        # Whole words, where there is more than one.
+        slug = slug[: _SLUG_LENGTH + 1].rpartition("-")[0] or slug[:_SLUG_LENGTH]
+    return f"{slug or 'video'}-seed{seed}.mp4"
 
 
 def _read_prompts(path: Path) -> list[str]:

@@ -53,7 +53,9 @@ def test_no_prompt_and_an_empty_one_are_refused() -> None:
         ("A red   circle, moving!", "a-red-circle-moving-seed7.mp4"),
         ("../../etc/passwd", "etc-passwd-seed7.mp4"),
         ("红色的圆", "video-seed7.mp4"),
-        ("x" * 300, "x" * 60 + "-seed7.mp4"),
+        ("x" * 300, "x" * 80 + "-seed7.mp4"),
+        ("word " * 16 + "cut", "word-" * 16 + "seed7.mp4"),
+        ("word " * 15 + "abcde", "word-" * 15 + "abcde-seed7.mp4"),
     ],
 )
 def test_names_are_plain_words_and_the_seed(prompt: str, name: str) -> None:
