@@ -15,17 +15,6 @@ def pages_for(num_tokens: int, page_size: int) -> int:
     return -(-num_tokens // page_size)
 
 
-def window_start(*, end_token: int, window_tokens: int, sink_tokens: int = 0) -> int:
-    """The first token after the sink that a chunk ending before `end_token` may still see.
-
-    The window counts the sink and the chunk itself, so the chunk sees `sink_tokens` sink tokens
-    and `window_tokens - sink_tokens` tokens up to its own end. This is the `window_start` to
-    evict with before that chunk; `sink_tokens` (nothing to evict) while all of it fits.
-    """
-    assert 0 <= sink_tokens <= window_tokens
-    return max(sink_tokens, end_token - (window_tokens - sink_tokens))
-
-
 def peak_pages(
     chunk_tokens: Sequence[int] | NDArray[np.int64],
     *,
@@ -37,9 +26,11 @@ def peak_pages(
     """The most pages that one branch holds while it generates these chunks; exact.
 
     `chunk_tokens` are the chunks' token counts in order, each committed by one pass. Between
-    commits the table holds the `window_start` window of the next chunk (all tokens if
-    `window_tokens` is None); while a chunk is committed its pages are held on top of that. The
-    last chunk is read by nobody, and so is committed only with `commit_last`.
+    commits the table holds what the next chunk may see: all tokens if `window_tokens` is None,
+    else the first `sink_tokens` and those from `end_of_next_chunk - (window_tokens - sink_tokens)`
+    on, since a window counts the sink and the chunk itself. While a chunk is committed its pages
+    are held on top of that. The last chunk is read by nobody, and so is committed only with
+    `commit_last`.
     """
     assert page_size >= 1
     tokens = np.ascontiguousarray(chunk_tokens, dtype=np.int64)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qvg_engine.block_manager.manager import BlockManager
-from qvg_engine.block_manager.page_count import pages_for, peak_pages, window_start
+from qvg_engine.block_manager.page_count import pages_for, peak_pages
 
 
 def simulated_peak(
@@ -25,10 +25,7 @@ def simulated_peak(
     for index, num_tokens in enumerate(chunk_tokens):
         if window_tokens is not None:
             end_token = manager.next_token(branch_id) + num_tokens
-            start = window_start(
-                end_token=end_token, window_tokens=window_tokens, sink_tokens=sink_tokens
-            )
-            manager.evict(branch_id, sink_tokens, start)
+            manager.evict(branch_id, sink_tokens, end_token - (window_tokens - sink_tokens))
         if commit_last or index < len(chunk_tokens) - 1:
             commit = manager.begin_commit([branch_id], num_tokens)
             peak = max(peak, manager.num_used)
@@ -71,9 +68,8 @@ def test_a_window_bounds_the_peak() -> None:
 
 
 def test_the_window_counts_the_sink_and_the_chunk_itself() -> None:
-    assert window_start(end_token=12, window_tokens=12, sink_tokens=3) == 3
-    assert window_start(end_token=15, window_tokens=12, sink_tokens=3) == 6
-    assert window_start(end_token=15, window_tokens=3, sink_tokens=3) == 15
+    # Frames of one page: 3 of the sink, 6 recent ones and 3 new ones.
+    assert peak_pages([192] * 99, page_size=64, window_tokens=12 * 64, sink_tokens=3 * 64) == 12
 
 
 def test_a_single_chunk_is_not_committed() -> None:
