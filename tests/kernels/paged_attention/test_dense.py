@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from qvg_engine.kernels.paged_attention import dense, reference
@@ -40,3 +41,15 @@ def test_merge_survives_scores_that_overflow_exp() -> None:
     out, lse = dense.merge(low, high)
     assert torch.equal(out, high[0])
     assert lse.item() == 900.0
+
+
+@pytest.mark.parametrize("needs_lse", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_devices_without_the_cpu_kernel_run_too(needs_lse: bool, biased: bool) -> None:
+    queries = torch.empty(2, 70, 64, device="meta", dtype=torch.bfloat16)
+    keys = torch.empty(2, 90, 64, device="meta", dtype=torch.bfloat16)
+    bias = torch.empty(90, device="meta") if biased else None
+    out, lse = dense.attend(queries, keys, keys, bias, 0.1, needs_lse=needs_lse)
+    assert out.shape == queries.shape
+    assert lse.shape == (2, 70)
+    assert lse.dtype == torch.float32
