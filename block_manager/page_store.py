@@ -88,7 +88,14 @@ class PageStore:
         dtype = torch.bfloat16 if page_format.element is ElementType.BFLOAT16 else self._dtype
         heads, head_dim = self.geometry.num_kv_heads, self.geometry.head_dim
         shape = (self.num_pages, heads, self.page_size, head_dim)
-        return PlainPages(torch.empty(shape, device=self._device, dtype=dtype))
+        try:
+            return PlainPages(torch.empty(shape, device=self._device, dtype=dtype))
+        except (RuntimeError, MemoryError) as error:
+            size = self.num_pages * self.bytes_per_page
+            raise ConfigError(
+                f"{size:,} bytes of pages cannot be allocated on {self._device}: give the "
+                "KV-cache less memory"
+            ) from error
 
 
 def num_pages_for(

@@ -19,7 +19,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     The model and how it is rolled out; a field that is None (or `UNSET`) takes the model's own
     value:
 
-    * `model`: "pocket", the embedded model, or the path of a weights file.
+    * `model`: "pocket", the embedded model; a folder of that kind; or the path of a weights file.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
     * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
       window counts the sink and the chunk itself.

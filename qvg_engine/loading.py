@@ -7,7 +7,7 @@ import msgspec
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import CheckpointError, ConfigError
 from qvg_engine.models.family import ModelFamily
-from qvg_engine.models.pocket.family import load_pocket
+from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pocket
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
@@ -33,13 +33,19 @@ def load_family(config: EngineConfig) -> ModelFamily:
     not suit them.
     """
     device, dtype = config.torch_device, config.torch_dtype
-    if config.model == EMBEDDED_MODEL:
-        return load_pocket(lambda defaults: override(defaults, config), device=device, dtype=dtype)
     path = Path(config.model)
+    embedded = config.model == EMBEDDED_MODEL
+    if embedded or (path / CONFIG_NAME).is_file():
+        return load_pocket(
+            lambda defaults: override(defaults, config),
+            folder=None if embedded else path,
+            device=device,
+            dtype=dtype,
+        )
     if not path.is_file():
         raise CheckpointError(
-            f"model {config.model!r} is neither {EMBEDDED_MODEL!r} nor a weights file: give the "
-            "path of a .pt or .safetensors file"
+            f"model {config.model!r} is neither {EMBEDDED_MODEL!r} nor weights: give the path of "
+            f"a .pt or .safetensors file, or of a folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
         )
     network = load_wan(path, device=device, dtype=dtype, num_heads=config.num_heads)
     if config.latent_shape is None:

@@ -290,3 +290,9 @@ def test_a_network_of_another_size_gets_a_clear_error(toy: Any) -> None:
 def test_bad_settings_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         EngineConfig(**fields)
+
+
+def test_memory_that_is_not_there_is_a_clear_error(toy: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be allocated") as caught:
+        toy.engine(kv_memory=2**50)
+    assert "\n" not in str(caught.value)

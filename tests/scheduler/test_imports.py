@@ -2,14 +2,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import importlib.util
 import sys
-import types
-
-# The face of the package loads the models; what the scheduler itself loads is asked for here.
-package = types.ModuleType("qvg_engine")
-package.__path__ = importlib.util.find_spec("qvg_engine").submodule_search_locations
-sys.modules["qvg_engine"] = package
 
 import qvg_engine.scheduler.core
 
