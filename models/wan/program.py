@@ -196,6 +196,9 @@ class WanProgram:
         start = max(self._settings.sink_frames, self._settings.window_start(self._next_frame))
         forgotten = len(self._clean) - (self._next_frame - start)
         del self._clean[: max(0, forgotten)]
+        if self._next_text is not None and not self._clean:
+            # Nothing that the next chunk reads was computed under the old text, but the sink.
+            self._text, self._next_text = self._next_text, None
         tokens = self._tokens_per_frame
         return (Eviction(0, self._settings.sink_frames * tokens, start * tokens),)
 
