@@ -60,7 +60,11 @@ def load_family(config: EngineConfig) -> ModelFamily:
 def override(defaults: RolloutSettings, config: EngineConfig) -> RolloutSettings:
     """A model's own settings with what the engine's settings say."""
     given = {name: getattr(config, name) for name in _ROLLOUT_FIELDS}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
     if config.window_frames is not msgspec.UNSET:
         given["window_frames"] = config.window_frames
     return msgspec.structs.replace(defaults, **given)

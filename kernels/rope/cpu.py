@@ -28,7 +28,7 @@ def as_array(x: Tensor) -> NDArray[Any]:
 
 def widen(element: Any) -> Any:
     """An element of `as_array` as float32 (Numba code only)."""
-    raise NotImplementedError("only callable from Numba code")
+    raise TypeError("only callable from Numba code")
 
 
 @overload(widen)
@@ -44,7 +44,7 @@ def _widen(element: Any) -> Any:
 
 def narrow(value: Any, like: Any) -> Any:
     """A float32 as an element of the array `like` (Numba code only)."""
-    raise NotImplementedError("only callable from Numba code")
+    raise TypeError("only callable from Numba code")
 
 
 @overload(narrow)
