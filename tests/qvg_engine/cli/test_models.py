@@ -36,7 +36,7 @@ def assert_refused(cli: CommandLine, model: Path, message: str) -> None:
 
 
 def test_a_missing_file(cli: CommandLine, tmp_path: Path) -> None:
-    assert_refused(cli, tmp_path / "missing.safetensors", "nor a weights file")
+    assert_refused(cli, tmp_path / "missing.safetensors", "nor weights")
 
 
 def test_a_bare_network(cli: CommandLine, network: Path) -> None:
