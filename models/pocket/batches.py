@@ -30,15 +30,17 @@ that expects less noise than it is given takes more of it for detail.
 """
 
 LAYOUTS: Final = (
-    (0.40, 0.20, Layout(batch=6, chunks=2, noisy_chunks=2, copies=2)),
-    (0.40, 0.30, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
-    (0.15, 0.25, Layout(batch=1, chunks=9, noisy_chunks=6, copies=2)),
-    (0.05, 0.25, Layout(batch=1, chunks=19, noisy_chunks=6, copies=2)),
+    (0.30, 0.25, Layout(batch=12, chunks=1, noisy_chunks=1, copies=2)),
+    (0.30, 0.10, Layout(batch=6, chunks=2, noisy_chunks=2, copies=2)),
+    (0.30, 0.45, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
+    (0.10, 0.13, Layout(batch=1, chunks=9, noisy_chunks=6, copies=2)),
+    (0.05, 0.07, Layout(batch=1, chunks=19, noisy_chunks=6, copies=2)),
 )
 """How often each layout is drawn, at the start and at the end of a training.
 
-Short windows first, where text and motion are learned; windows that reach past the full one in
-the end, where memory is.
+First chunks alone are where text becomes a picture, and cost little. Of the rest, short windows
+come first, where motion is learned, and windows that reach past the full one in the end, where
+memory is.
 """
 
 

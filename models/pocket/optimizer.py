@@ -21,7 +21,7 @@ _AVERAGE_DECAY = 0.998
 class MixedOptimizer:
     """Updates a module's bf16 parameters through fp32 masters."""
 
-    def __init__(self, module: nn.Module, *, adam_rate_ratio: float = 0.35) -> None:
+    def __init__(self, module: nn.Module, *, adam_rate_ratio: float = 0.2) -> None:
         """`adam_rate_ratio` is AdamW's learning rate over Muon's."""
         self._parameters = dict(module.named_parameters())
         self.masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}

@@ -31,7 +31,11 @@ from qvg_engine.models.pocket.vae import PocketVae
 
 
 class VaeTraining(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of one training; `latent_noise` is the most noise added before decoding."""
+    """Settings of one training; `latent_noise` is the most noise added before decoding.
+
+    With `decoder_only` the encoder and the latents' statistics stay as they are, so that a
+    network that was trained on them fits the better decoder as well.
+    """
 
     output: Path
     budget: Budget
@@ -42,6 +46,7 @@ class VaeTraining(msgspec.Struct, frozen=True, kw_only=True):
     batch_frames: int = 12
     peak_rate: float = 1.5e-3
     latent_noise: float = 0.12
+    decoder_only: bool = False
     device: str = "cpu"
     checkpoint_every_s: float = 60.0
 
@@ -61,6 +66,9 @@ def train(settings: VaeTraining) -> PocketVae:
         vae.load_state_dict(saved["vae"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
+    if settings.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.normalize.eval()
     clips = _draw_clips(settings)
     saved_at = clock.elapsed_s
     while (progress := settings.budget.progress(step, clock.elapsed_s)) < 1.0:
@@ -92,7 +100,7 @@ def _train_step(
     difference = decoded.float() - frames
     error = difference.square().mean()
     loss = error + 0.05 * functional.l1_loss(decoded.float(), frames)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -140,12 +148,16 @@ def main(
     minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in steps instead.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    decoder_only: Annotated[bool, typer.Option(help="Leave the latents as they are.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the VAE on drawn clips."""
     keep_memory()
     budget = Budget(minutes=minutes, steps=steps)
-    train(VaeTraining(output=output, budget=budget, seed=seed, device=device))
+    settings = VaeTraining(
+        output=output, budget=budget, seed=seed, decoder_only=decoder_only, device=device
+    )
+    train(settings)
 
 
 if __name__ == "__main__":
