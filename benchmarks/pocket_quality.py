@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -36,11 +36,17 @@ FRAMES_PER_CHUNK = 12
 """Pixel frames of a chunk."""
 
 
-def engine_videos(prompts: Sequence[str], num_frames: int, window: int) -> list[Frames]:
+def engine_videos(dtype: Literal["float32", "bfloat16"]) -> Generate:
     """Videos as a user of the engine gets them."""
-    config = EngineConfig(model="pocket", window_frames=window, max_streams=len(prompts))
-    videos = VideoEngine(config).generate(prompts, num_frames=num_frames, seed=1)
-    return [video.frames for video in videos]
+
+    def generate(prompts: Sequence[str], num_frames: int, window: int) -> list[Frames]:
+        config = EngineConfig(
+            model="pocket", window_frames=window, max_streams=len(prompts), dtype=dtype
+        )
+        videos = VideoEngine(config).generate(prompts, num_frames=num_frames, seed=1)
+        return [video.frames for video in videos]
+
+    return generate
 
 
 def checkpoint_videos(network: Path, vae: PocketVae) -> Generate:
@@ -144,7 +150,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Quality of the embedded model",
         "",
-        f"{report['num_prompts']} prompts, {report['num_frames']} frames each, "
+        f"{report['num_prompts']} prompts, {report['num_frames']} frames each ({report['dtype']}), "
         f"{report['adherence']['sampled_frames']:.0f} frames judged. VAE: "
         f"{report['judge']['vae_psnr_db']:.2f} dB PSNR. Alive: "
         f"{report['life']['stretches']:.1%} of all stretches of 96 frames, "
@@ -173,17 +179,19 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
     prompts: Annotated[int, typer.Option()] = 50,
     num_frames: Annotated[int, typer.Option(help="Frames of each judged video.")] = 1008,
-    memory_prompts: Annotated[int, typer.Option(help="Videos a window.")] = 16,
+    memory_prompts: Annotated[int, typer.Option(help="Videos a window.")] = 10,
     memory_frames: Annotated[int, typer.Option()] = 480,
     every: Annotated[int, typer.Option(help="Judge every so many frames.")] = 16,
     together: Annotated[int, typer.Option(help="Streams at the same time.")] = 10,
+    bfloat16: Annotated[bool, typer.Option(help="Compute in bf16 instead of fp32.")] = False,
     network: Annotated[Path | None, typer.Option(help="Checkpoint of train_network.")] = None,
     vae: Annotated[Path | None, typer.Option(help="Checkpoint of train_vae.")] = None,
 ) -> None:
     """Measure and write the report."""
     keep_memory()
     coder = _packaged_coder() if vae is None else _coder(vae)
-    generate = engine_videos if network is None else checkpoint_videos(network, coder)
+    in_engine = engine_videos("bfloat16" if bfloat16 else "float32")
+    generate = in_engine if network is None else checkpoint_videos(network, coder)
     order = np.random.default_rng(1).permutation(len(all_scenes()))
     scenes = [all_scenes()[i] for i in order[:prompts]]
 
@@ -200,6 +208,7 @@ def main(
     report: dict[str, Any] = {
         "num_prompts": prompts,
         "num_frames": num_frames,
+        "dtype": "bfloat16" if bfloat16 or network is not None else "float32",
         "adherence": adherence(judged, scenes, every=every),
         "life": life(judged),
         "judge": check_judge(coder),
@@ -207,7 +216,10 @@ def main(
     }
     remembered = scenes[:memory_prompts]
     for window in WINDOWS:
-        made = videos(remembered, memory_frames, window)
+        if window == WINDOWS[-1]:
+            made = [video[:memory_frames] for video in judged[:memory_prompts]]
+        else:
+            made = videos(remembered, memory_frames, window)
         report["memory"][str(window)] = memory(made, remembered)
     report["memory"]["real clips"] = real_memory(coder, clips=memory_prompts)
     report["wall_s"] = time.perf_counter() - start

@@ -21,7 +21,7 @@ STRIDE: Final = 12
 _MAX_SHIFT = 20
 _SEARCH_FRAMES = 10
 _SEARCH_PIXELS = 3
-_EVERY = 12
+_EVERY = 24
 
 
 class Revisit(msgspec.Struct, frozen=True):
