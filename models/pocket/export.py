@@ -29,7 +29,12 @@ from qvg_engine.models.pocket.family import (
 )
 from qvg_engine.models.pocket.rollout import WINDOW_FRAMES
 from qvg_engine.models.pocket.teacher_forcing import FRAMES_PER_CHUNK, PocketModel
-from qvg_engine.models.pocket.train_network import NETWORK, averaged_model
+from qvg_engine.models.pocket.train_network import (
+    NETWORK,
+    averaged_model,
+    exported_vae,
+    trained_vae,
+)
 from qvg_engine.models.pocket.training import load_checkpoint
 from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.rollout import RolloutSettings
@@ -81,16 +86,18 @@ def _named(prefix: str, tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[
 
 
 def main(
-    vae: Annotated[Path, typer.Option(help="Checkpoint of train_vae.")],
     network: Annotated[Path, typer.Option(help="Checkpoint of train_network.")],
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint of train_vae; without it the packaged VAE stays."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = PACKAGED_WEIGHTS,
 ) -> None:
     """Export the averaged network, the VAE and the vocabulary."""
-    saved_vae, saved_network = load_checkpoint(vae), load_checkpoint(network)
-    if saved_vae is None or saved_network is None:
-        raise CheckpointError(f"{vae} or {network} does not exist: run both trainings first")
-    coder = PocketVae()
-    coder.load_state_dict(saved_vae["vae"])
+    saved_network = load_checkpoint(network)
+    if saved_network is None:
+        raise CheckpointError(f"{network} does not exist: run train_network first")
+    coder = exported_vae(None) if vae is None else trained_vae(vae)
     export(output, model=averaged_model(saved_network["optimizer"]["average"], NETWORK), vae=coder)
     typer.echo(f"step {saved_network['step']} written to {output}")
 

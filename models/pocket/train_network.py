@@ -27,6 +27,7 @@ from qvg_engine.models.pocket.batches import (
     soil_context,
     token_weights,
 )
+from qvg_engine.models.pocket.family import PocketCodec, load_pocket
 from qvg_engine.models.pocket.optimizer import MixedOptimizer
 from qvg_engine.models.pocket.pool import ClipPool, build_pool
 from qvg_engine.models.pocket.teacher_forcing import Layout, PocketModel, TeacherForcing
@@ -65,16 +66,24 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     peak_rate: float = 7e-3
     checkpoint_every_s: float = 180.0
+    start_from: Path | None = None
 
 
 class NetworkTrainer:
     """A training under way: model, optimiser, and how far it is."""
 
     def __init__(self, settings: NetworkTraining) -> None:
-        """Begin, or go on from the checkpoint at `settings.output`."""
+        """Begin, or go on from the checkpoint at `settings.output`.
+
+        A training that begins takes its weights from the export in `settings.start_from`, if that
+        is given.
+        """
         self.settings = settings
         torch.manual_seed(settings.seed)
-        self.model = new_model(settings.network)
+        if settings.start_from is None:
+            self.model = new_model(settings.network)
+        else:
+            self.model = exported_model(settings.start_from)
         self.optimizer = MixedOptimizer(self.model)
         self.model.bfloat16()
         self.pool = ClipPool(settings.pool)
@@ -183,11 +192,38 @@ def new_model(config: WanConfig) -> PocketModel:
     return PocketModel(network, Vocabulary(config.text_dim))
 
 
+def exported_model(folder: Path) -> PocketModel:
+    """The model that an export holds, in fp32, ready to be trained further.
+
+    Raises `CheckpointError` for files that are missing, corrupt or of another model.
+    """
+    family = load_pocket(folder=folder)
+    assert isinstance(family.prompt_encoder, Vocabulary)
+    return PocketModel(family.network, family.prompt_encoder).train().requires_grad_(True)
+
+
 def averaged_model(average: dict[str, Tensor], config: WanConfig) -> PocketModel:
     """The model with a checkpoint's running average as weights, in fp32, for evaluation."""
     model = new_model(config)
     model.load_state_dict(average)
     return model.eval().requires_grad_(False)
+
+
+def trained_vae(checkpoint: Path) -> PocketVae:
+    """The VAE of a checkpoint of train_vae."""
+    saved = load_checkpoint(checkpoint)
+    if saved is None:
+        raise typer.BadParameter(f"{checkpoint} does not exist: run train_vae first")
+    vae = PocketVae()
+    vae.load_state_dict(saved["vae"])
+    return vae
+
+
+def exported_vae(folder: Path | None) -> PocketVae:
+    """The VAE of an export; of the packaged one if `folder` is None."""
+    codec = load_pocket(folder=folder).codec
+    assert isinstance(codec, PocketCodec)
+    return codec.vae
 
 
 class _Report:
@@ -218,9 +254,13 @@ class _Report:
 
 
 def main(
-    vae: Annotated[Path, typer.Option(help="Checkpoint of train_vae.")],
     pool: Annotated[Path, typer.Option(help="Folder of encoded clips; built if needed.")],
     output: Annotated[Path, typer.Option(help="Checkpoint to write, and to resume from.")],
+    vae: Annotated[Path | None, typer.Option(help="Checkpoint of train_vae.")] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Folder of exported weights to go on from, VAE and all."),
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in steps instead.")] = None,
     clips: Annotated[int, typer.Option(help="Clips in the pool.")] = 4096,
@@ -231,14 +271,18 @@ def main(
     keep_memory()
     if fuse:
         fuse_elementwise()
-    saved = load_checkpoint(vae)
-    if saved is None:
-        raise typer.BadParameter(f"{vae} does not exist: run train_vae first")
-    coder = PocketVae()
-    coder.load_state_dict(saved["vae"])
+    if (vae is None) == (start_from is None):
+        raise typer.BadParameter("give either --vae or --start-from: one VAE makes all latents")
+    coder = trained_vae(vae) if vae is not None else exported_vae(start_from)
     build_pool(pool, coder, num_clips=clips, first_seed=1_000_000)
-    budget = Budget(minutes=minutes, steps=steps)
-    NetworkTrainer(NetworkTraining(output=output, pool=pool, budget=budget, seed=seed)).train()
+    settings = NetworkTraining(
+        output=output,
+        pool=pool,
+        budget=Budget(minutes=minutes, steps=steps),
+        seed=seed,
+        start_from=start_from,
+    )
+    NetworkTrainer(settings).train()
 
 
 if __name__ == "__main__":

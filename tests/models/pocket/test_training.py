@@ -8,6 +8,7 @@ import torch
 
 from qvg_engine.errors import ConfigError
 from qvg_engine.models.pocket.batches import LEVELS, add_noise, pick_layout
+from qvg_engine.models.pocket.export import export
 from qvg_engine.models.pocket.optimizer import orthogonalize
 from qvg_engine.models.pocket.pool import ClipPool, build_pool
 from qvg_engine.models.pocket.rollout import roll_out
@@ -189,3 +190,23 @@ def test_every_layout_fits_a_clip_of_the_pool(pool: Path) -> None:
 def test_a_budget_is_one_positive_number(minutes: float | None, steps: int | None) -> None:
     with pytest.raises(ConfigError, match="give one positive number"):
         Budget(minutes=minutes, steps=steps)
+
+
+def test_a_training_goes_on_from_exported_weights(pool: Path, tmp_path: Path) -> None:
+    model = new_model(TINY)
+    torch.nn.init.normal_(model.network.head.head.weight, std=0.02)
+    export(tmp_path / "weights", model=model, vae=PocketVae())
+    settings = NetworkTraining(
+        output=tmp_path / "network.pt",
+        pool=pool,
+        budget=Budget(steps=1),
+        network=TINY,
+        start_from=tmp_path / "weights",
+    )
+    trainer = NetworkTrainer(settings)
+    for name, value in model.state_dict().items():
+        expected = value.bfloat16().float() if name.startswith("network.") else value
+        assert torch.equal(trainer.optimizer.masters[name], expected), name
+    trainer.train()
+    name = "network.blocks.0.ffn.0.weight"
+    assert not torch.equal(trainer.optimizer.masters[name], model.state_dict()[name])
