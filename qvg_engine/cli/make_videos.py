@@ -20,6 +20,7 @@ from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
 from qvg_engine.errors import CapacityError
+from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.request import VideoRequest
 from qvg_engine.video.writer import require_writable_folder
 
@@ -33,6 +34,7 @@ def make_videos(settings: GenerateSettings) -> int:
     require_writable_folder(settings.output_dir)
     if settings.json_path is not None:
         require_writable_folder(settings.json_path.parent)
+    keep_freed_memory()
     console = make_console()
     load_started_at = time.perf_counter()
     engine = open_engine(config, prompt=settings.prompts[0])
