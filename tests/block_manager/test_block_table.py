@@ -89,11 +89,26 @@ def test_a_page_with_two_entries_is_dropped_with_its_last_one() -> None:
     assert table.evict(sink_tokens=6, window_start=10).tolist() == [3]
 
 
+def test_a_page_keeps_its_place_with_either_of_two_entries() -> None:
+    table = filled()
+    table.evict(sink_tokens=7, window_start=9)
+    assert table.evict(sink_tokens=6, window_start=8).size == 0
+    assert rows(table)[2:4] == [(3, 6, 3, 4), (2, 10, 0, 4)]
+
+
 def test_a_page_with_two_entries_is_dropped_once() -> None:
     table = filled()
     table.evict(sink_tokens=7, window_start=9)
     assert table.truncate(5).tolist() == [3, 2, 1]
     assert rows(table) == [(7, 0, 0, 4), (8, 4, 0, 1)]
+
+
+def test_what_was_evicted_does_not_come_back() -> None:
+    table = filled()
+    table.evict(sink_tokens=2, window_start=12)
+    table.evict(sink_tokens=0, window_start=11)
+    assert rows(table) == [(2, 10, 2, 4), (1, 14, 0, 1)]
+    assert (table.num_tokens, rows(table, 11)) == (3, [])
 
 
 def test_a_window_that_starts_in_the_sink_evicts_nothing() -> None:

@@ -132,6 +132,16 @@ def test_live_tokens_count_a_slot_once_when_ranges_overlap(manager: BlockManager
     assert manager.num_live_tokens() == 3
 
 
+def test_live_tokens_count_a_slot_once_when_a_range_holds_others(manager: BlockManager) -> None:
+    branch_id = manager.open_branch("a")
+    commit(manager, branch_id, num_tokens=4)
+    fork_id = manager.fork_branch(branch_id)
+    manager.evict(fork_id, 0, 1)
+    manager.evict(fork_id, 2, 3)
+    assert tokens(manager, fork_id) == [1, 3]
+    assert manager.num_live_tokens() == 4
+
+
 def test_pages_being_written_cannot_be_read(manager: BlockManager) -> None:
     branch_id = manager.open_branch("a")
     pending = manager.begin_commit([branch_id], 9)

@@ -30,14 +30,22 @@ class ModelBranch:
 class ManagerMachine(RuleBasedStateMachine):
     """Runs manager and model side by side; `pick` arguments choose among what is open."""
 
-    @initialize(num_pages=st.integers(1, 40), page_size=st.sampled_from((1, 2, 3, 8)))
-    def start(self, num_pages: int, page_size: int) -> None:
+    @initialize(
+        num_pages=st.integers(8, 40), page_size=st.sampled_from((1, 3, 8)), filled=st.booleans()
+    )
+    def start(self, num_pages: int, page_size: int, filled: bool) -> None:
         self.page_size = page_size
         self.manager = BlockManager(num_pages, page_size)
         self.owners: dict[str, int] = {}
         self.branches: dict[int, ModelBranch] = {}
         self.commits: list[PendingCommit] = []
         self.num_opened = 0
+        if filled:
+            self.open_owner(num_pages)
+            self.open_branch(0)
+            for _ in range(3):
+                self.begin_commit(0, 1, 2 * page_size, None, False)
+                self.publish(0)
 
     def pages_of(self, owner_id: str | None = None) -> set[int]:
         """Pages with a visible token, or in a commit under way."""
@@ -163,6 +171,14 @@ class ManagerMachine(RuleBasedStateMachine):
             branch.drop(at_token, branch.next_token)
             branch.next_token = at_token
 
+    @precondition(lambda self: self.branches)
+    @rule(pick=PICK, num_branches=st.integers(1, 3), num_tokens=st.integers(1, 30))
+    def commit_at_once(self, pick: int, num_branches: int, num_tokens: int) -> None:
+        num_commits = len(self.commits)
+        self.begin_commit(pick, num_branches, num_tokens, None, False)
+        if len(self.commits) > num_commits:
+            self.publish(num_commits)
+
     @precondition(lambda self: self.commits)
     @rule(pick=PICK)
     def publish(self, pick: int) -> None:
@@ -183,18 +199,20 @@ class ManagerMachine(RuleBasedStateMachine):
         self.manager.rollback(self.commits.pop(pick % len(self.commits)))
 
     @precondition(lambda self: self.branches)
-    @rule(pick=PICK, sink_tokens=st.integers(0, 20), window_start=st.integers(0, 80))
-    def evict(self, pick: int, sink_tokens: int, window_start: int) -> None:
+    @rule(pick=PICK, sink_tokens=st.integers(0, 20), window_tokens=st.integers(-5, 40))
+    def evict(self, pick: int, sink_tokens: int, window_tokens: int) -> None:
         branch_id = self.pick_branch(pick)
+        window_start = self.branches[branch_id].next_token - window_tokens
         before = len(self.pages_of())
         num_freed = self.manager.evict(branch_id, sink_tokens, window_start)
         self.branches[branch_id].drop(sink_tokens, window_start)
         assert num_freed == before - len(self.pages_of())
 
     @precondition(lambda self: self.branches)
-    @rule(pick=PICK, upto_token=st.integers(0, 80))
-    def read_a_part(self, pick: int, upto_token: int) -> None:
+    @rule(pick=PICK, back=st.integers(-3, 40))
+    def read_a_part(self, pick: int, back: int) -> None:
         branch_id = self.pick_branch(pick)
+        upto_token = max(0, self.branches[branch_id].next_token - back)
         tokens = self.branches[branch_id].tokens
         expected = {t: slot for t, slot in tokens.items() if t < upto_token}
         assert self.read(branch_id, upto_token) == list(expected.items())
