@@ -18,13 +18,13 @@ import typer
 from numpy.typing import NDArray
 
 from qvg_engine import EngineConfig, VideoEngine
+from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.pocket.clips import Scene, all_scenes, draw_clip
 from qvg_engine.models.pocket.family import PocketCodec, load_pocket
 from qvg_engine.models.pocket.judge import ATTRIBUTES, is_alive, judge_video
 from qvg_engine.models.pocket.memory import revisits
 from qvg_engine.models.pocket.rollout import decode_rollout, roll_out
 from qvg_engine.models.pocket.train_network import NETWORK, averaged_model
-from qvg_engine.models.pocket.training import keep_memory
 from qvg_engine.models.pocket.vae import PocketVae
 
 Frames = NDArray[np.uint8]
@@ -188,7 +188,7 @@ def main(
     vae: Annotated[Path | None, typer.Option(help="Checkpoint of train_vae.")] = None,
 ) -> None:
     """Measure and write the report."""
-    keep_memory()
+    keep_freed_memory()
     coder = _packaged_coder() if vae is None else _coder(vae)
     in_engine = engine_videos("bfloat16" if bfloat16 else "float32")
     generate = in_engine if network is None else checkpoint_videos(network, coder)

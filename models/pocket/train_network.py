@@ -18,6 +18,7 @@ import torch
 import typer
 from torch import Tensor
 
+from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.pocket.batches import (
     LEVELS,
     Batch,
@@ -34,7 +35,6 @@ from qvg_engine.models.pocket.teacher_forcing import Layout, PocketModel, Teache
 from qvg_engine.models.pocket.training import (
     Budget,
     Clock,
-    keep_memory,
     load_checkpoint,
     save_checkpoint,
     trapezoid_rate,
@@ -268,7 +268,7 @@ def main(
     fuse: Annotated[bool, typer.Option(help="Compile elementwise work first.")] = False,
 ) -> None:
     """Train network and vocabulary."""
-    keep_memory()
+    keep_freed_memory()
     if fuse:
         fuse_elementwise()
     if (vae is None) == (start_from is None):

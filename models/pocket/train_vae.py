@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.pocket.clips import SIZE, draw_clip
 from qvg_engine.models.pocket.training import (
     Budget,
     Clock,
-    keep_memory,
     learning_rate,
     load_checkpoint,
     save_checkpoint,
@@ -152,7 +152,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the VAE on drawn clips."""
-    keep_memory()
+    keep_freed_memory()
     budget = Budget(minutes=minutes, steps=steps)
     settings = VaeTraining(
         output=output, budget=budget, seed=seed, decoder_only=decoder_only, device=device

@@ -1,8 +1,6 @@
 """What both training scripts share: a budget of minutes or steps, and checkpoints on disk."""
 
-import ctypes
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,21 +56,6 @@ def trapezoid_rate(
     """Linear warm-up over steps, the peak, then a straight fall over the budget's last part."""
     warmup = min(1.0, (step + 1) / warmup_steps)
     return peak * warmup * min(1.0, max(0.01, (1 - progress) / (1 - decay_from)))
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed blocks of any size instead of giving them back to the system.
-
-    Every operation of an eager training step allocates megabytes; fetching them from the system
-    anew costs a page fault per 4 KiB, up to ten times the operation itself in a small VM.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -245,7 +245,7 @@ class WanProgram:
 
     def _peak_pages(self, page_size: int) -> int:
         """Pages at the peak, whether or not the text is switched on the way."""
-        settings, tokens = self._settings, self._tokens_per_frame
+        settings = self._settings
         whole, rest = divmod(self._inputs.num_frames, settings.frames_per_chunk)
         generated = [settings.frames_per_chunk] * whole + ([rest] if rest else [])
         chunks = [len(piece) for piece in self._context] + generated
@@ -255,7 +255,6 @@ class WanProgram:
             return plain
         recent = min(recent, settings.window_frames - settings.sink_frames)
         switched = [f for f in (settings.sink_frames, recent - settings.frames_per_chunk) if f > 0]
-        assert tokens > 0
         return max(plain, self._peak_of(switched + generated, page_size))
 
     def _peak_of(self, chunk_frames: Sequence[int], page_size: int) -> int:
