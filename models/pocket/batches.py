@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qvg_engine.models.pocket.clips import FLAT_RGB, GROUND_RGB, Scene
 from qvg_engine.models.pocket.pool import ClipPool
 from qvg_engine.models.pocket.teacher_forcing import FRAMES_PER_CHUNK, Layout
 
-TIMESTEPS: Final = (1000.0, 750.0, 500.0, 250.0)
+TIMESTEPS: Final = (1000.0, 750.0, 500.0, 250.0, 80.0)
 SHIFT: Final = 5.0
 LEVELS: Final = tuple(SHIFT * t / 1000 / (1 + (SHIFT - 1) * t / 1000) for t in TIMESTEPS)
 """Noise levels of the sampler's passes: the only ones that the network has to know."""
 
 SHAPE_WEIGHT: Final = 2.5
 GROUND_WEIGHT: Final = 0.6
+USUAL_CONTRAST: Final = 185.0
+"""Distance in RGB between shape and ground at which a shape has no extra weight."""
+MOST_CONTRAST_WEIGHT: Final = 3.0
 LATENT_PIXELS: Final = 8
 """Pixels of height and width under one latent sample."""
 
-NOISE_SCALES: Final = (1.0, 0.75, 0.85, 1.0)
+NOISE_SCALES: Final = (1.0, 0.75, 0.85, 1.0, 1.0)
 """How much of a level's noise is really added in training.
 
 The sampler adds fresh noise at every level and the network, which cannot tell it from detail,
@@ -47,11 +51,13 @@ memory is.
 class Batch(msgspec.Struct):
     """Chunks [B, n, 3, C, h, w] of clips, bf16, and the places of their clips in the pool.
 
-    `tracks` [B, n, 3, 3] is the shape's x, y and radius in pixels.
+    `tracks` [B, n, 3, 3] is the shape's x, y and radius in pixels, `shape_weights` [B] what
+    `contrast_weight` says of each clip.
     """
 
     chunks: Tensor
     tracks: Tensor
+    shape_weights: Tensor
     clips: tuple[int, ...]
     layout: Layout
 
@@ -74,6 +80,7 @@ def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batc
     return Batch(
         chunks=latents.bfloat16().view(*chunked, *latents.shape[2:]),
         tracks=torch.from_numpy(tracks).float().view(*chunked, 3),
+        shape_weights=torch.tensor([contrast_weight(pool.scene(clip)) for clip, _ in places]),
         clips=tuple(clips.tolist()),
         layout=layout,
     )
@@ -114,7 +121,19 @@ def token_weights(batch: Batch) -> Tensor:
     columns = (torch.arange(width) + 0.5)[None, :] * LATENT_PIXELS
     reach = radius + LATENT_PIXELS / 3
     near = ((rows - y).abs() < reach) & ((columns - x).abs() < reach)
-    return torch.where(near, SHAPE_WEIGHT, GROUND_WEIGHT)[:, :, None]
+    shape_weights = SHAPE_WEIGHT * batch.shape_weights.view(-1, 1, 1, 1, 1)
+    return torch.where(near, shape_weights, GROUND_WEIGHT)[:, :, None]
+
+
+def contrast_weight(scene: Scene) -> float:
+    """How much more the error of a shape counts that its ground's colour nearly hides.
+
+    A squared error sees little of a green triangle over yellow, so the network learns last that
+    it is there at all; the weight makes up for the colours' distance.
+    """
+    ground = np.asarray(GROUND_RGB[scene.background]).mean(axis=0)
+    distance = float(np.linalg.norm(np.asarray(FLAT_RGB[scene.color]) - ground))
+    return float(np.clip((USUAL_CONTRAST / distance) ** 2, 0.7, MOST_CONTRAST_WEIGHT))
 
 
 def add_noise(chunks: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qvg_engine.models.pocket.chunk_attention import attend_chunks
 from qvg_engine.models.pocket.vocabulary import Vocabulary
 from qvg_engine.models.wan.network import WanNetwork
 
 FRAMES_PER_CHUNK = 3
-WINDOW_CHUNKS = 16
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +53,7 @@ class TeacherForcing:
     """One batch of clips on its way through the network; the `Attention` of both forwards.
 
     Tokens are ordered clip, chunk, copy, frame, so that all copies of a chunk are one run of
-    queries. Attention is written out as matrix products: on CPUs that is two to three times as
-    fast as torch's fused kernel, forward and backward, at chunks of 192 tokens.
+    queries.
     """
 
     def __init__(self, model: PocketModel, layout: Layout, text_rows: Tensor) -> None:
@@ -95,34 +94,23 @@ class TeacherForcing:
                 # Only K and V of the context matter.
                 return queries
         q = self._turn(queries, self._scale)
-        size = self._chunk_tokens * self._copies
-        outputs = []
-        for place in range(q.shape[2] // size):
-            own = slice(place * size, (place + 1) * size)
-            chunk = self._first + place
-            outputs.append(self._attend(layer, chunk, q[:, :, own], k[:, :, own], v[:, :, own]))
-        return _tokens_first(torch.cat(outputs, dim=2))
+        nothing = (k[:, :, :0], v[:, :, :0])
+        attended = attend_chunks(
+            q,
+            k,
+            v,
+            context=self._clean.get(layer, nothing),
+            chunk_tokens=self._chunk_tokens,
+            copies=self._copies,
+            first=self._first,
+        )
+        return _tokens_first(attended)
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         """See `Attention`."""
         keys, values = self._text[layer]
         weights = (self._by_clip(queries) @ keys.mT * self._scale).softmax(dim=-1)
         return _tokens_first(weights @ values)
-
-    def _attend(self, layer: int, chunk: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """A chunk's copies, each over the clean chunks before and itself; [B, H, m S, D]."""
-        size = self._chunk_tokens
-        each = (*q.shape[:2], self._copies, size, -1)
-        own_q, own_k, own_v = (x.view(each) for x in (q, k, v))
-        own_scores = (own_q @ own_k.mT).flatten(2, 3)
-        visible = slice(max(0, chunk - WINDOW_CHUNKS + 1) * size, chunk * size)
-        if visible.start == visible.stop:
-            return (own_scores.softmax(dim=-1).view(each) @ own_v).flatten(2, 3)
-        context_k, context_v = (x[:, :, visible] for x in self._clean[layer])
-        scores = torch.cat([q @ context_k.mT, own_scores], dim=-1)
-        weights = scores.softmax(dim=-1)
-        own_weights = weights[..., -size:].reshape(each)
-        return weights[..., :-size] @ context_v + (own_weights @ own_v).flatten(2, 3)
 
     def _forward(self, latents: Tensor, levels: Tensor) -> Tensor:
         """Chunks [B, r, m, 3, C, h, w] at levels [B, r, m] -> their flow."""

@@ -5,8 +5,13 @@
 
 Seeded, and resumable: run the same command again and it goes on from its checkpoint. A round is
 one batch of clips; its first step sees them with a soiled context, and once the network is of use
-(`FIRST_OWN_CONTEXT`) further steps see the network's own predictions as context, while the target
+(`--own-context-from`) further steps see the network's own predictions as context, while the target
 stays the true clip. That is what keeps long videos from drifting.
+
+On CPUs, one worker a core is faster than one process with as many threads:
+
+    OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 \\
+        -m qvg_engine.models.pocket.train_network ...
 """
 
 from pathlib import Path
@@ -41,14 +46,13 @@ from qvg_engine.models.pocket.training import (
 )
 from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.pocket.vocabulary import Vocabulary, read_prompt
+from qvg_engine.models.pocket.workers import Workers
 from qvg_engine.models.wan.config import WanConfig
 from qvg_engine.models.wan.network import RMSNorm, WanNetwork
 
 NETWORK: Final = WanConfig(
     dim=256, ffn_dim=768, num_heads=2, num_layers=6, text_dim=64, patch_size=(1, 1, 1)
 )
-FIRST_OWN_CONTEXT: Final = 0.62
-"""Part of the training after which the network's predictions become context."""
 GENERATIONS: Final = 2
 """Steps of a round from then on: each one's context is the last one's prediction."""
 
@@ -57,7 +61,11 @@ OWN_SHARE: Final = 0.7
 
 
 class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of one training."""
+    """Settings of one training.
+
+    From the part `decay_from` of the budget the learning rate falls from `peak_rate`; from
+    `own_context_from` the network's predictions become context.
+    """
 
     output: Path
     pool: Path
@@ -65,6 +73,8 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
     network: WanConfig = NETWORK
     seed: int = 0
     peak_rate: float = 7e-3
+    decay_from: float = 0.6
+    own_context_from: float = 0.62
     checkpoint_every_s: float = 180.0
     start_from: Path | None = None
 
@@ -72,13 +82,14 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
 class NetworkTrainer:
     """A training under way: model, optimiser, and how far it is."""
 
-    def __init__(self, settings: NetworkTraining) -> None:
+    def __init__(self, settings: NetworkTraining, workers: Workers | None = None) -> None:
         """Begin, or go on from the checkpoint at `settings.output`.
 
         A training that begins takes its weights from the export in `settings.start_from`, if that
-        is given.
+        is given. Each of the `workers` draws clips of its own; gradients are averaged.
         """
         self.settings = settings
+        self.workers = workers or Workers()
         torch.manual_seed(settings.seed)
         if settings.start_from is None:
             self.model = new_model(settings.network)
@@ -106,27 +117,38 @@ class NetworkTrainer:
                 saved_at = self.clock.elapsed_s
                 self.pool.refresh()
         self.save()
+        self.workers.wait()
         return averaged_model(self.optimizer.average, self.settings.network)
 
     @property
     def progress(self) -> float:
-        """The part of the budget that is used up."""
-        return self.settings.budget.progress(self.step, self.clock.elapsed_s)
+        """The part of the budget that is used up, the same for all workers."""
+        return self.workers.agree(self.settings.budget.progress(self.step, self.clock.elapsed_s))
 
     def run_round(self, progress: float) -> None:
         """Train on one batch, with as many generations of context as are due."""
         rng = np.random.default_rng((self.settings.seed, self.round))
+        layout = pick_layout(rng, progress=progress)
+        if not self.workers.is_first:
+            rng = np.random.default_rng((self.settings.seed, self.round, self.workers.rank))
         torch.manual_seed(int(rng.integers(2**62)))
-        batch = draw_batch(self.pool, pick_layout(rng, progress=progress), rng)
+        batch = draw_batch(self.pool, layout, rng)
         context = soil_context(batch.chunks)
-        generations = GENERATIONS if progress >= FIRST_OWN_CONTEXT else 1
+        generations = GENERATIONS if progress >= self.settings.own_context_from else 1
         for generation in range(generations):
-            rate = trapezoid_rate(self.settings.peak_rate, self.step, self.progress)
+            rate = trapezoid_rate(
+                self.settings.peak_rate,
+                self.step,
+                self.progress,
+                decay_from=self.settings.decay_from,
+            )
             context = self._train_step(batch, context, rate, generation)
         self.round += 1
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, if this is the first worker."""
+        if not self.workers.is_first:
+            return
         content = {
             "optimizer": self.optimizer.state_dict(),
             "round": self.round,
@@ -145,12 +167,13 @@ class NetworkTrainer:
         flow = forcing.flow(noisy, torch.tensor(LEVELS)[indices]).float()
         squares = (flow - target).square().mean(dim=4)
         (squares * token_weights(batch)).mean().backward()
+        self.workers.average(p.grad for p in self.model.parameters() if p.grad is not None)
         norm = self.optimizer.step(rate)
         self.step += 1
         self._report.add(squares.detach().flatten(3).mean(-1), indices, layout, norm, generation)
-        if self.step % 50 == 0:
+        if self.step % 50 == 0 and self.workers.is_first:
             typer.echo(
-                f"step {self.step}  {100 * self.progress:.1f} %  {self.clock.elapsed_s:.0f} s  "
+                f"step {self.step}  rate {rate:.5f}  {self.clock.elapsed_s:.0f} s  "
                 f"{self._report.line()}"
             )
         return own_context(context, noisy, flow.detach(), indices)
@@ -167,7 +190,7 @@ def fuse_elementwise() -> None:
 
 
 def own_context(context: Tensor, noisy: Tensor, flow: Tensor, indices: Tensor) -> Tensor:
-    """The context with some chunks replaced by the network's x0 at the last of the levels.
+    """The context with some chunks replaced by the network's x0 at the last two of the levels.
 
     Copies at noisier levels say too little of the clip: what they become is a blur that no
     rollout would end in, and replaces nothing.
@@ -177,7 +200,7 @@ def own_context(context: Tensor, noisy: Tensor, flow: Tensor, indices: Tensor) -
     pick = best.view(*best.shape, 1, *tail).expand(-1, -1, 1, *noisy.shape[3:])
     level = torch.tensor(LEVELS)[index].view(*index.shape, *tail)
     x0 = noisy.gather(2, pick)[:, :, 0].float() - level * flow.gather(2, pick)[:, :, 0]
-    taken = (index == len(LEVELS) - 1) & (torch.rand(index.shape) < OWN_SHARE)
+    taken = (index >= len(LEVELS) - 2) & (torch.rand(index.shape) < OWN_SHARE)
     use = taken.view(*index.shape, *tail)
     replaced = context.clone()
     last = context[:, -noisy.shape[1] :]
@@ -265,6 +288,13 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Budget in steps instead.")] = None,
     clips: Annotated[int, typer.Option(help="Clips in the pool.")] = 4096,
     seed: Annotated[int, typer.Option()] = 0,
+    peak_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 7e-3,
+    decay_from: Annotated[
+        float, typer.Option(help="Part of the budget from which the learning rate falls.")
+    ] = 0.6,
+    own_context_from: Annotated[
+        float, typer.Option(help="Part of the budget from which predictions become context.")
+    ] = 0.62,
     fuse: Annotated[bool, typer.Option(help="Compile elementwise work first.")] = False,
 ) -> None:
     """Train network and vocabulary."""
@@ -274,15 +304,21 @@ def main(
     if (vae is None) == (start_from is None):
         raise typer.BadParameter("give either --vae or --start-from: one VAE makes all latents")
     coder = trained_vae(vae) if vae is not None else exported_vae(start_from)
-    build_pool(pool, coder, num_clips=clips, first_seed=1_000_000)
+    workers = Workers.join()
+    if workers.is_first:
+        build_pool(pool, coder, num_clips=clips, first_seed=1_000_000)
+    workers.wait()
     settings = NetworkTraining(
         output=output,
         pool=pool,
         budget=Budget(minutes=minutes, steps=steps),
         seed=seed,
+        peak_rate=peak_rate,
+        decay_from=decay_from,
+        own_context_from=own_context_from,
         start_from=start_from,
     )
-    NetworkTrainer(settings).train()
+    NetworkTrainer(settings, workers).train()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qvg_engine.errors import ConfigError
-from qvg_engine.models.pocket.batches import LEVELS, add_noise, pick_layout
+from qvg_engine.models.pocket.batches import LEVELS, SHIFT, TIMESTEPS, add_noise, pick_layout
 from qvg_engine.models.pocket.export import export
 from qvg_engine.models.pocket.optimizer import orthogonalize
 from qvg_engine.models.pocket.pool import ClipPool, build_pool
@@ -59,7 +59,7 @@ def test_a_training_pass_computes_what_inference_does(
     forcing.read_context(latents)
     flow = forcing.flow(noisy, torch.tensor(LEVELS)[indices])
 
-    sampler = FewStepSampler((1000, 750, 500, 250), shift=5, warp_timesteps=True)
+    sampler = FewStepSampler(TIMESTEPS, shift=SHIFT, warp_timesteps=True)
     settings = ReferenceSettings(frames_per_chunk=3, sampler=sampler, text_len=16)
     attention = DenseAttention(model.network, model.vocabulary(rows), settings)
     attention.grid = (4, 4)
@@ -84,11 +84,14 @@ def test_a_training_pass_computes_what_inference_does(
 
 
 def test_the_lockstep_rollout_equals_the_reference(model: PocketModel) -> None:
-    sampler = FewStepSampler((1000, 750, 500, 250), shift=5, warp_timesteps=True)
+    sampler = FewStepSampler(TIMESTEPS, shift=SHIFT, warp_timesteps=True)
     settings = ReferenceSettings(frames_per_chunk=3, sampler=sampler, text_len=16, window_frames=9)
     generator = torch.Generator().manual_seed(5)
-    draws = torch.stack([torch.randn(1, 3, 16, 4, 4, generator=generator) for _ in range(20)])
-    draws = draws[:, 0].view(5, 4, *draws.shape[2:])
+    passes = len(TIMESTEPS)
+    draws = torch.stack(
+        [torch.randn(1, 3, 16, 4, 4, generator=generator) for _ in range(5 * passes)]
+    )
+    draws = draws[:, 0].view(5, passes, *draws.shape[2:])
     expected = rollout(
         model.network,
         prompt_embeds=model.vocabulary(read_prompt(PROMPT).rows),
@@ -142,12 +145,13 @@ def test_a_resumed_vae_training_equals_an_uninterrupted_one(tmp_path: Path) -> N
     assert saved["step"] == 4
 
 
-def test_own_predictions_replace_context_only_from_the_least_noisy_level() -> None:
+def test_own_predictions_replace_context_only_from_the_least_noisy_levels() -> None:
     torch.manual_seed(0)
     context = torch.zeros(8, 3, 3, 2, 1, 1)
     noisy = torch.ones(8, 2, 2, 3, 2, 1, 1)
     flow = torch.full_like(noisy, 2.0)
     indices = torch.tensor([[[2, 1], [3, 0]]]).expand(8, -1, -1)
+    assert LEVELS[3] == 0.625
     replaced = own_context(context, noisy, flow, indices)
     assert torch.equal(replaced[:, :2], context[:, :2])
     taken = replaced[:, 2].flatten(1).any(1)
