@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from qvg_engine.block_manager.codebooks import Codebooks
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.owner import Branch, Owner
 from qvg_engine.block_manager.page_pool import PagePool
@@ -32,6 +33,31 @@ def check_ledger(
         _check_commit(commit, branches)
     _check_pages(pool, branches, commits)
     _check_accounts(pool, owners, branches, commits)
+
+
+def check_codebooks(
+    codebooks: Codebooks,
+    pool: PagePool,
+    owners: Mapping[str, Owner],
+    commits: Mapping[int, PendingCommit],
+) -> None:
+    """Raise AssertionError unless published pages, and they alone, refer to codebooks.
+
+    Every page refers to codebooks of the owner that holds it, and slots belong to one owner.
+    """
+    is_used = pool.ref_counts > 0
+    for commit in commits.values():
+        is_used[commit.page_ids] = False
+    codebooks.pool.check_integrity(is_used)
+    unbound = np.flatnonzero(is_used & (codebooks.pool.slot_of_page[0] < 0))
+    if unbound.size:
+        raise AssertionError(f"page {unbound[0]} is in use and refers to no codebook")
+    sets = [codebook_set for owner in owners.values() for codebook_set in owner.codebook_sets]
+    slots = [slot for codebook_set in sets for slot in codebook_set.slots.tolist()]
+    if len(set(slots)) != len(slots):
+        raise AssertionError("a codebook slot belongs to two sets")
+    if len(slots) != codebooks.pool.num_slots - codebooks.pool.num_free_slots:
+        raise AssertionError(f"owners hold {len(slots)} codebook slots, not those reserved")
 
 
 def _check_reservations(pool: PagePool, owners: Mapping[str, Owner], num_reserved: int) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qvg_engine.block_manager.block_table import BlockTable
+from qvg_engine.block_manager.codebook_policy import SpanPlan
+from qvg_engine.block_manager.codebooks import Codebooks
 from qvg_engine.block_manager.commit import PendingCommit
-from qvg_engine.block_manager.integrity import check_ledger
+from qvg_engine.block_manager.integrity import check_codebooks, check_ledger
 from qvg_engine.block_manager.owner import Branch, Owner
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.block_manager.page_entries import PageEntries
@@ -30,11 +32,16 @@ class BlockManager:
     of the branches in a commit under way included) as its reference count says. An owner never
     uses more pages than it reserved, and all reservations fit the pool, so a commit cannot fail
     for want of pages that was admitted. A call that raises has changed nothing.
+
+    With `codebooks`, the pages of a commit refer to those that its first branch is using then.
     """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self, num_pages: int, page_size: int, *, codebooks: Codebooks | None = None
+    ) -> None:
         assert page_size >= 1, f"a page has at least one slot, got {page_size}"
         self.page_size = page_size
+        self.codebooks = codebooks
         self._pool = PagePool(num_pages)
         self._num_reserved = 0
         self._owners: dict[str, Owner] = {}
@@ -79,10 +86,17 @@ class BlockManager:
         """Whether `open_owner` with that many pages would succeed."""
         return 0 <= num_pages <= self.num_unreserved
 
-    def open_owner(self, owner_id: str, reserved_pages: int) -> None:
-        """Set `reserved_pages` pages aside for a new owner.
+    def open_owner(
+        self,
+        owner_id: str,
+        reserved_pages: int,
+        *,
+        codebook_slots: int = 0,
+        codebook_rows: int = 0,
+    ) -> None:
+        """Set pages, and slots of codebooks with that many rows in all, aside for a new owner.
 
-        Raises OutOfPagesError if fewer are unreserved.
+        Raises OutOfPagesError or OutOfCodebooksError if fewer are unreserved.
         """
         assert owner_id not in self._owners, f"owner {owner_id!r} is open already"
         assert reserved_pages >= 0
@@ -91,7 +105,10 @@ class BlockManager:
                 f"{owner_id!r} wants to reserve {reserved_pages} pages, but {self.num_unreserved} "
                 f"of {self.num_pages} are unreserved: wait until another stream has finished"
             )
-        self._owners[owner_id] = Owner(owner_id, reserved_pages)
+        owner = Owner(owner_id, reserved_pages)
+        if self.codebooks is not None:
+            owner.codebook_sets = self.codebooks.open_sets(codebook_slots, codebook_rows)
+        self._owners[owner_id] = owner
         self._num_reserved += reserved_pages
 
     def close_owner(self, owner_id: str) -> int:
@@ -105,6 +122,8 @@ class BlockManager:
         for branch_id in tuple(owner.branch_ids):
             self.close_branch(branch_id)
         assert owner.num_used == 0, f"{owner_id!r} still uses {owner.num_used} pages"
+        if self.codebooks is not None:
+            self.codebooks.close_sets(owner.codebook_sets)
         del self._owners[owner_id]
         self._num_reserved -= owner.reserved_pages
         return num_used
@@ -129,6 +148,8 @@ class BlockManager:
         assert branch.commit_id is None, f"branch {branch_id} has commit {branch.commit_id} open"
         del self._branches[branch_id]
         branch.owner.branch_ids.remove(branch_id)
+        if branch.codebook_set is not None:
+            branch.codebook_set.is_taken = False
         return self._release(branch.owner, branch.table.page_ids)
 
     def begin_commit(
@@ -153,6 +174,7 @@ class BlockManager:
         num_pages = pages_for(num_tokens, self.page_size)
         free_from = at_token if free_first else None
         self._require_room(owner, num_pages, branches, free_from)
+        self._ensure_codebooks(branches[0])
         if free_from is not None:
             for branch in branches:
                 self._release(owner, branch.table.truncate(free_from))
@@ -160,7 +182,8 @@ class BlockManager:
         owner.num_used += num_pages
         commit_id = self._next_commit_id
         self._next_commit_id += 1
-        commit = PendingCommit(commit_id, tuple(branch_ids), page_ids, num_tokens, at_token)
+        span = self._plan_span(branches[0])
+        commit = PendingCommit(commit_id, tuple(branch_ids), page_ids, num_tokens, at_token, span)
         self._commits[commit_id] = commit
         for branch in branches:
             branch.commit_id = commit_id
@@ -173,6 +196,11 @@ class BlockManager:
             branch.table.with_commit(commit.page_ids, commit.num_tokens, commit.at_token)
             for branch in branches
         ]
+        if self.codebooks is not None:
+            codebook_set = branches[0].codebook_set
+            assert codebook_set is not None
+            assert commit.span is not None
+            self.codebooks.publish(codebook_set, commit.span, commit.page_ids)
         for branch, (table, dropped) in zip(branches, tables, strict=True):
             branch.table = table
             branch.commit_id = None
@@ -206,6 +234,8 @@ class BlockManager:
         """Raise AssertionError, saying what is broken, unless every page is accounted for."""
         self._pool.check_integrity()
         check_ledger(self._pool, self._owners, self._branches, self._commits, self._num_reserved)
+        if self.codebooks is not None:
+            check_codebooks(self.codebooks, self._pool, self._owners, self._commits)
 
     def _owner(self, owner_id: str) -> Owner:
         assert owner_id in self._owners, f"owner {owner_id!r} is not open"
@@ -260,8 +290,20 @@ class BlockManager:
 
     def _release(self, owner: Owner, page_ids: NDArray[np.int32]) -> int:
         num_freed = self._pool.release(page_ids) if page_ids.size else 0
+        if self.codebooks is not None and num_freed:
+            self.codebooks.free_pages(self._pool.last_freed(num_freed))
         owner.num_used -= num_freed
         return num_freed
+
+    def _ensure_codebooks(self, branch: Branch) -> None:
+        if self.codebooks is not None and branch.codebook_set is None:
+            branch.codebook_set = self.codebooks.take(branch.owner.codebook_sets)
+
+    def _plan_span(self, branch: Branch) -> SpanPlan | None:
+        if self.codebooks is None:
+            return None
+        assert branch.codebook_set is not None
+        return self.codebooks.plan(branch.codebook_set)
 
     def _count_live_tokens(self, owner: Owner) -> int:
         tables = [self._branches[branch_id].table for branch_id in owner.branch_ids]

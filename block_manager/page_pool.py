@@ -74,6 +74,10 @@ class PagePool:
         self._num_free += num_freed
         return int(num_freed)
 
+    def last_freed(self, num_pages: int) -> NDArray[np.int32]:
+        """The pages that the last `release` freed, if it freed `num_pages`; until the next call."""
+        return self._free_ids[self._num_free - num_pages : self._num_free]
+
     def count_freed(self, page_ids: NDArray[np.int32]) -> int:
         """How many pages `release(page_ids)` would free; changes nothing."""
         ids, num_references = np.unique(page_ids, return_counts=True)

@@ -5,8 +5,10 @@
     ├── RequestError      (ValueError)  a request is wrong
     │   └── CapacityError               a request that can never fit in this engine
     ├── CheckpointError   (ValueError)  weights that are corrupt, truncated or of another model
+    ├── NonFiniteError    (ValueError)  a tensor that must be finite holds NaN or infinity
     ├── OutputError       (OSError)     a video that cannot be written
     ├── OutOfPagesError   (MemoryError) the page pool or a reservation is used up
+    ├── OutOfCodebooksError (MemoryError) the codebook slots are used up
     ├── StreamError                     one stream failed; the others go on
     └── EngineDeadError                 the engine cannot go on
 
@@ -35,12 +37,20 @@ class CheckpointError(QvgError, ValueError):
     """Weights are corrupt, truncated, or belong to another model."""
 
 
+class NonFiniteError(QvgError, ValueError):
+    """A tensor that must be finite holds NaN or infinity; the message names the tensor."""
+
+
 class OutputError(QvgError, OSError):
     """A video file cannot be written."""
 
 
 class OutOfPagesError(QvgError, MemoryError):
     """The page pool, or the reservation of a stream, is used up."""
+
+
+class OutOfCodebooksError(QvgError, MemoryError):
+    """The codebook slots, or those of a stream, are used up."""
 
 
 class StreamError(QvgError):

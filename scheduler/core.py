@@ -246,7 +246,12 @@ class Scheduler:
 
     def _open(self, stream: Stream) -> None:
         manager = self._block_manager
-        manager.open_owner(stream.request_id, stream.needs.pages)
+        manager.open_owner(
+            stream.request_id,
+            stream.needs.pages,
+            codebook_slots=stream.needs.codebook_slots,
+            codebook_rows=stream.needs.codebook_rows,
+        )
         stream.branch_ids = tuple(
             manager.open_branch(stream.request_id) for _ in range(stream.num_branches)
         )

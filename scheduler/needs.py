@@ -3,47 +3,39 @@
 import msgspec
 
 
-class Needs(msgspec.Struct, frozen=True, kw_only=True):
+class Needs(msgspec.Struct, frozen=True):
     """Counted resources: of one stream at its peak, of all streams together, or of the engine.
 
     `pages` are pages of the KV-cache (a page shared by branches of one stream counts once),
-    `decoder_slots` places for a VAE decoder's state, `text_rows` rows of text K/V.
+    `decoder_slots` places for a VAE decoder's state, `text_rows` rows of text K/V,
+    `codebook_slots` codebooks that may live at a time, `codebook_rows` the rows of all of them.
     """
 
     pages: int = 0
     decoder_slots: int = 0
     text_rows: int = 0
+    codebook_slots: int = 0
+    codebook_rows: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             assert getattr(self, name) >= 0, f"{name} must be >= 0: {getattr(self, name)}"
 
     def __add__(self, other: "Needs") -> "Needs":
-        return Needs(
-            pages=self.pages + other.pages,
-            decoder_slots=self.decoder_slots + other.decoder_slots,
-            text_rows=self.text_rows + other.text_rows,
-        )
+        return Needs(*(mine + its for mine, its in zip(self._counts, other._counts, strict=True)))
 
     def __sub__(self, other: "Needs") -> "Needs":
         """What is left; `other` must fit in this."""
-        return Needs(
-            pages=self.pages - other.pages,
-            decoder_slots=self.decoder_slots - other.decoder_slots,
-            text_rows=self.text_rows - other.text_rows,
-        )
+        return Needs(*(mine - its for mine, its in zip(self._counts, other._counts, strict=True)))
 
     def __str__(self) -> str:
-        counts = ((name, getattr(self, name)) for name in self.__struct_fields__)
-        return ", ".join(f"{count:,} {_label(name, count)}" for name, count in counts)
+        counts = zip(self.__struct_fields__, self._counts, strict=True)
+        named = [f"{count:,} {_label(name, count)}" for name, count in counts if count]
+        return ", ".join(named) or "nothing"
 
     def fits(self, capacity: "Needs") -> bool:
         """Whether `capacity` has at least this much of everything."""
-        return (
-            self.pages <= capacity.pages
-            and self.decoder_slots <= capacity.decoder_slots
-            and self.text_rows <= capacity.text_rows
-        )
+        return all(mine <= its for mine, its in zip(self._counts, capacity._counts, strict=True))
 
     def shortfall(self, capacity: "Needs") -> str:
         """What `capacity` lacks, for people; the empty text if this fits.
@@ -56,6 +48,10 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
             if needed > available:
                 lacking.append(f"{needed:,} {_label(name, needed)} of {available:,}")
         return ", ".join(lacking)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return msgspec.structs.astuple(self)
 
 
 def _label(name: str, count: int) -> str:

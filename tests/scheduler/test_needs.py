@@ -28,7 +28,8 @@ def test_shortfall_names_only_what_is_lacking() -> None:
 
 def test_text_form_is_for_people() -> None:
     needs = Needs(pages=1_000, decoder_slots=1, text_rows=0)
-    assert str(needs) == "1,000 pages, 1 decoder slot, 0 text rows"
+    assert str(needs) == "1,000 pages, 1 decoder slot"
+    assert str(Needs()) == "nothing"
 
 
 def test_nothing_is_negative() -> None:

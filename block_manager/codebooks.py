@@ -1,0 +1,136 @@
+"""The codebooks of all streams: who holds which, what the next span does, what spans reported."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from qvg_engine.block_manager.codebook_history import CodebookHistory
+from qvg_engine.block_manager.codebook_policy import CodebookPolicy, SpanPlan, plan_span
+from qvg_engine.block_manager.codebook_pool import NO_SLOT, CodebookPool
+from qvg_engine.errors import OutOfCodebooksError
+
+
+class CodebookSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How much room there is: see `CodebookPool`; a group is one head at one stage."""
+
+    num_books: int
+    num_groups: int
+    num_centroids: int
+    num_slots: int
+    max_rows: int
+    num_rows: int
+
+
+class SpanFigures(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """What the kernels report of one span: see `CodebookHistory.record`."""
+
+    energy: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    counts: NDArray[np.int32]
+    num_centroids: NDArray[np.int32]
+
+
+class CodebookSet:
+    """The slots of one branch, int32 [max_live], and which it uses in each book, int32 [books].
+
+    `is_taken` says whether a branch has it at the moment.
+    """
+
+    __slots__ = ("current", "is_taken", "slots")
+
+    def __init__(self, slots: NDArray[np.int32], num_books: int) -> None:
+        self.slots = slots
+        self.current = np.full(num_books, NO_SLOT, dtype=np.int32)
+        self.is_taken = False
+
+
+class Codebooks:
+    """Pool, figures and policy behind one door. Not thread-safe.
+
+    A span's life: `plan`, then `publish` once it is encoded, or nothing if that failed; `record`
+    whenever its figures arrive, also after the next `plan`.
+    """
+
+    def __init__(self, sizes: CodebookSizes, policy: CodebookPolicy, *, num_pages: int) -> None:
+        self.policy = policy
+        self.pool = CodebookPool(
+            num_books=sizes.num_books,
+            num_slots=sizes.num_slots,
+            max_rows=sizes.max_rows,
+            num_rows=sizes.num_rows,
+            num_pages=num_pages,
+        )
+        self.history = CodebookHistory(
+            num_books=sizes.num_books,
+            num_slots=sizes.num_slots,
+            num_groups=sizes.num_groups,
+            num_centroids=sizes.num_centroids,
+        )
+
+    def open_sets(self, num_slots: int, num_rows: int) -> list[CodebookSet]:
+        """Reserve slots of `num_rows` rows in all, as sets of `max_live` slots each.
+
+        Raises OutOfCodebooksError, and reserves nothing, if fewer are free.
+        """
+        live = self.policy.max_live
+        assert num_slots % live == 0, f"{num_slots} slots are no sets of {live}"
+        if not num_slots:
+            return []
+        assert num_rows % num_slots == 0, f"{num_rows} rows for {num_slots} slots"
+        slots = self.pool.reserve(num_slots, num_rows // num_slots)
+        return [CodebookSet(part, self.pool.num_books) for part in slots.reshape(-1, live)]
+
+    def close_sets(self, sets: Sequence[CodebookSet]) -> None:
+        """Give the slots back; no page may refer to them any more."""
+        for codebook_set in sets:
+            self.pool.give_back(codebook_set.slots)
+
+    def take(self, sets: Sequence[CodebookSet]) -> CodebookSet:
+        """An unused set for a branch that commits for the first time.
+
+        Raises OutOfCodebooksError if branches or pages hold all of them.
+        """
+        for codebook_set in sets:
+            idle = not self.pool.ref_counts[:, codebook_set.slots].any()
+            if idle and not codebook_set.is_taken:
+                codebook_set.is_taken = True
+                codebook_set.current[:] = NO_SLOT
+                return codebook_set
+        raise OutOfCodebooksError(
+            f"all {len(sets)} sets of codebooks that were reserved are in use: reserve one for "
+            "each branch that commits"
+        )
+
+    def plan(self, codebook_set: CodebookSet) -> SpanPlan:
+        """What the branch's next span does in each book."""
+        return plan_span(
+            self.policy,
+            self.history,
+            own_slots=codebook_set.slots,
+            current=codebook_set.current,
+            ref_counts=self.pool.ref_counts,
+        )
+
+    def publish(
+        self, codebook_set: CodebookSet, plan: SpanPlan, page_ids: NDArray[np.int32]
+    ) -> None:
+        """The span is encoded in `page_ids`: they refer to its codebooks from now on."""
+        self.pool.bind(page_ids, plan.slots)
+        codebook_set.current[:] = plan.slots
+
+    def free_pages(self, page_ids: NDArray[np.int32]) -> None:
+        """Pages are free: they refer to nothing any more."""
+        self.pool.unbind(page_ids)
+
+    def record(self, plan: SpanPlan, figures: SpanFigures) -> None:
+        """Take in what the kernels reported of a span."""
+        self.history.record(
+            slots=plan.slots,
+            actions=plan.actions,
+            energy=figures.energy,
+            residual=figures.residual,
+            counts=figures.counts,
+            num_centroids=figures.num_centroids,
+        )
