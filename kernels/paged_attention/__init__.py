@@ -4,6 +4,7 @@
 `Workspace` is where pages are decoded to. Knows tensors and page ids; no streams, no block tables.
 """
 
+from qvg_engine.kernels.page_runs import PageColumns, PageRuns
 from qvg_engine.kernels.paged_attention.attention import (
     AttentionResult,
     Strategy,
@@ -15,9 +16,7 @@ from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, PlainPages
 from qvg_engine.kernels.paged_attention.segments import (
     DenseSegment,
-    PageColumns,
     PagedSegment,
-    PageRuns,
     Segment,
 )
 from qvg_engine.kernels.paged_attention.transform import (

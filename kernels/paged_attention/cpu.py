@@ -11,8 +11,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.pages import PlainPages
-from qvg_engine.kernels.paged_attention.segments import PageRuns
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.cpu import (
     SUPPORTED_DTYPES,

@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention import cpu, reference
 from qvg_engine.kernels.paged_attention.pages import PlainPages
-from qvg_engine.kernels.paged_attention.segments import PageRuns
 from qvg_engine.kernels.rope import RopeGrid
 
 

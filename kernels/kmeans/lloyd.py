@@ -1,0 +1,64 @@
+"""Assigning tokens to centroids and fitting the centroids, by the fastest kernel there is."""
+
+import torch
+from torch import Tensor
+
+from qvg_engine.kernels.kmeans import cpu, reference
+from qvg_engine.kernels.kmeans.clusters import Assignment, Clusters
+from qvg_engine.kernels.kmeans.finite import require_finite
+from qvg_engine.kernels.kmeans.settings import MAX_CENTROIDS, KMeansSettings
+
+
+def assign(points: Tensor, centroids: Tensor, *, name: str = "points") -> Assignment:
+    """The nearest centroid of every point, by Euclidean distance.
+
+    Args:
+        points: [heads, tokens, head_dim], fp32, bf16 or fp16, at least one token.
+        centroids: [heads, centroids, head_dim], likewise, 1 to 256 of them.
+        name: what an error calls the points.
+
+    Distances are those of the fp32 values, so that neither an offset nor a scale that the points
+    share costs precision. A squared distance beyond the range of fp32 is 0 or infinite, its id
+    right all the same. Raises `NonFiniteError` for NaN or infinity.
+    """
+    points, centroids = _check(points, centroids, name)
+    kernel = cpu.assign if points.device.type == "cpu" else reference.assign
+    return kernel(points, centroids)
+
+
+def fit(
+    points: Tensor, initial: Tensor, settings: KMeansSettings, *, name: str = "points"
+) -> Clusters:
+    """Lloyd's algorithm: move every centroid to the mean of its points, assign anew, repeat.
+
+    Args:
+        points: [heads, tokens, head_dim], fp32, bf16 or fp16, at least one token.
+        initial: [heads, centroids, head_dim], likewise, 1 to 256 of them: of `initial_centroids`,
+            or of an old codebook.
+        settings: when to stop; each head stops for itself, so that heads do not depend on others.
+        name: what an error calls the points.
+
+    A centroid without points moves to the point that is farthest from its own centroid; several of
+    them take the farthest points in order, the lowest token first among equals. It stays where it
+    is once every other point lies on its centroid.
+
+    The ids are those of a last assignment to the centroids that are returned. (The published code
+    of QVG returns means that their points were not assigned to again, if it stops by the number of
+    iterations.) Raises `NonFiniteError` for NaN or infinity; returns neither, ever.
+    """
+    points, initial = _check(points, initial, name)
+    kernel = cpu.fit if points.device.type == "cpu" else reference.fit
+    return kernel(points, initial, settings)
+
+
+def _check(points: Tensor, centroids: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Both in fp32, contiguous."""
+    assert points.dim() == centroids.dim() == 3, (points.shape, centroids.shape)
+    assert points.shape[::2] == centroids.shape[::2], (points.shape, centroids.shape)
+    assert points.numel(), points.shape
+    assert 1 <= centroids.shape[1] <= MAX_CENTROIDS, centroids.shape
+    for x in (points, centroids):
+        assert x.dtype in (torch.float32, torch.bfloat16, torch.float16), x.dtype
+    require_finite(points, name)
+    require_finite(centroids, f"centroids for {name}")
+    return points.float().contiguous(), centroids.float().contiguous()

@@ -1,0 +1,71 @@
+"""Which tokens of which pages are read, in what order."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PageColumns(Protocol):
+    """A block table's entries: four integer columns of equal length.
+
+    Entry i is slots [begin[i], end[i]) of page page_id[i]; the token in slot s has the number
+    first_token[i] + s, which is its position for the read transform.
+    """
+
+    @property
+    def page_id(self) -> NDArray[np.integer]: ...
+    @property
+    def first_token(self) -> NDArray[np.integer]: ...
+    @property
+    def begin(self) -> NDArray[np.integer]: ...
+    @property
+    def end(self) -> NDArray[np.integer]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageRuns:
+    """`PageColumns` as int64 arrays, with what the kernels ask of them."""
+
+    page_id: NDArray[np.int64]
+    first_token: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+    @classmethod
+    def from_columns(cls, columns: PageColumns) -> "PageRuns":
+        if isinstance(columns, cls):
+            return columns
+        return cls(
+            *(
+                np.ascontiguousarray(column, dtype=np.int64)
+                for column in (columns.page_id, columns.first_token, columns.begin, columns.end)
+            )
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.end - self.begin).sum())
+
+    @property
+    def largest_position(self) -> int:
+        """The largest token number; 0 if there is no entry."""
+        return int((self.first_token + self.end - 1).max(initial=0))
+
+    def slots(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Page id, slot and token number of every token, in order."""
+        lengths = self.end - self.begin
+        starts = np.cumsum(lengths) - lengths
+        slot = np.arange(lengths.sum()) + np.repeat(self.begin - starts, lengths)
+        page = np.repeat(self.page_id, lengths)
+        return page, slot, slot + np.repeat(self.first_token, lengths)
+
+    def cut(self, start: int, stop: int) -> "PageRuns":
+        """The tokens [start, stop) of this run, counted in order."""
+        lengths = self.end - self.begin
+        starts = np.cumsum(lengths) - lengths
+        begin = self.begin + np.clip(start - starts, 0, lengths)
+        end = self.begin + np.clip(stop - starts, 0, lengths)
+        kept = end > begin
+        return PageRuns(self.page_id[kept], self.first_token[kept], begin[kept], end[kept])
