@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qvg_engine.accounting import EngineStats
 from qvg_engine.admission import encode_text, open_stream
+from qvg_engine.block_manager.warm_up import warm_up
 from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.decoder_slots import DecoderSlots
@@ -47,6 +48,8 @@ class VideoEngine:
         """
         self.config = config or EngineConfig()
         self.family = family if family is not None else load_family(self.config)
+        # Loops are compiled while loading, not within the first step.
+        warm_up()
         self._cache = Cache(self.family, self.config)
         self.capacity = Needs(
             pages=self._cache.store.num_pages,

@@ -6,7 +6,6 @@ import time
 
 import torch
 
-from qvg_engine.block_manager.warm_up import warm_up
 from qvg_engine.cli.console import make_console
 from qvg_engine.cli.display import make_display
 from qvg_engine.cli.exit_code import ExitCode
@@ -62,7 +61,6 @@ def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
     That runs in an engine of its own: the one that is returned has counted nothing yet.
     """
     family = load_video_family(config)
-    warm_up()
     engine = VideoEngine(config, family=family)
     num_frames = 2 * family.settings.frames_per_chunk
     noise = torch.zeros(num_frames, *family.settings.latent_shape)
