@@ -48,6 +48,19 @@ memory is.
 """
 
 
+LONG_LAYOUTS: Final = (
+    (0.08, 0.08, Layout(batch=12, chunks=1, noisy_chunks=1, copies=2)),
+    (0.20, 0.20, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
+    (0.22, 0.22, Layout(batch=1, chunks=12, noisy_chunks=6, copies=2)),
+    (0.50, 0.50, Layout(batch=1, chunks=19, noisy_chunks=5, copies=2)),
+)
+"""The mixture of a last training on full windows.
+
+Most of a long video is generated with a full window. A network that has seen few of them lets the
+camera slow down, a little more with every chunk.
+"""
+
+
 class Batch(msgspec.Struct):
     """Chunks [B, n, 3, C, h, w] of clips, bf16, and the places of their clips in the pool.
 
@@ -62,10 +75,13 @@ class Batch(msgspec.Struct):
     layout: Layout
 
 
-def pick_layout(rng: np.random.Generator, *, progress: float) -> Layout:
-    """Draw one of `LAYOUTS` at a part, 0 to 1, of the training."""
-    weights = np.asarray([(1 - progress) * start + progress * end for start, end, _ in LAYOUTS])
-    return LAYOUTS[int(rng.choice(len(LAYOUTS), p=weights / weights.sum()))][2]
+def pick_layout(
+    rng: np.random.Generator, *, progress: float, long_windows: bool = False
+) -> Layout:
+    """Draw one of `LAYOUTS`, or `LONG_LAYOUTS`, at a part, 0 to 1, of the training."""
+    layouts = LONG_LAYOUTS if long_windows else LAYOUTS
+    weights = np.asarray([(1 - progress) * start + progress * end for start, end, _ in layouts])
+    return layouts[int(rng.choice(len(layouts), p=weights / weights.sum()))][2]
 
 
 def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batch:

@@ -64,7 +64,8 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one training.
 
     From the part `decay_from` of the budget the learning rate falls from `peak_rate`; from
-    `own_context_from` the network's predictions become context.
+    `own_context_from` the network's predictions become context. `long_windows` takes the mixture
+    of `LONG_LAYOUTS`.
     """
 
     output: Path
@@ -75,6 +76,7 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
     peak_rate: float = 7e-3
     decay_from: float = 0.6
     own_context_from: float = 0.62
+    long_windows: bool = False
     checkpoint_every_s: float = 180.0
     start_from: Path | None = None
 
@@ -128,7 +130,7 @@ class NetworkTrainer:
     def run_round(self, progress: float) -> None:
         """Train on one batch, with as many generations of context as are due."""
         rng = np.random.default_rng((self.settings.seed, self.round))
-        layout = pick_layout(rng, progress=progress)
+        layout = pick_layout(rng, progress=progress, long_windows=self.settings.long_windows)
         if not self.workers.is_first:
             rng = np.random.default_rng((self.settings.seed, self.round, self.workers.rank))
         torch.manual_seed(int(rng.integers(2**62)))
@@ -295,6 +297,7 @@ def main(
     own_context_from: Annotated[
         float, typer.Option(help="Part of the budget from which predictions become context.")
     ] = 0.62,
+    long_windows: Annotated[bool, typer.Option(help="Train mostly on full windows.")] = False,
     fuse: Annotated[bool, typer.Option(help="Compile elementwise work first.")] = False,
 ) -> None:
     """Train network and vocabulary."""
@@ -316,6 +319,7 @@ def main(
         peak_rate=peak_rate,
         decay_from=decay_from,
         own_context_from=own_context_from,
+        long_windows=long_windows,
         start_from=start_from,
     )
     NetworkTrainer(settings, workers).train()
