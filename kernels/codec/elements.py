@@ -1,0 +1,81 @@
+"""Stored numbers as Numba code sees them: scales, centroids and widths.
+
+Numba has no type for most of them, so they are told apart by an integer type of their size: uint8
+is E4M3, int16 is float16, uint16 is bfloat16 (as in `kernels/rope/cpu.py`).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numba.core import types
+from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.kernels.codec.e4m3 import decode_e4m3, encode_e4m3, round_bits
+
+_BITS_AS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+
+
+def as_elements(x: Tensor) -> NDArray[Any]:
+    """A CPU tensor as an array over the same memory."""
+    return x.view(_BITS_AS.get(x.dtype, x.dtype)).numpy()
+
+
+@njit(nogil=True, cache=True)
+def encode_float16(value: Any) -> Any:
+    """A float32, not NaN, as float16 bits, int16; saturates at 65,504 (Numba code only)."""
+    code = round_bits(value, 10, 113, 0x7BFF, 0x7E00)
+    return np.int16(np.int64(code) - (32768 if value < 0 else 0))
+
+
+@njit(nogil=True, cache=True)
+def decode_float16(code: Any) -> Any:
+    """Float16 bits, int16, of a finite number as a float32 (Numba code only)."""
+    bits = np.uint32(np.uint16(code))
+    magnitude = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
+    sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
+    # Too small by the difference of the biases, also if subnormal.
+    scaled = np.float32(magnitude * np.float32(2.0**112))
+    return np.uint32(scaled.view(np.uint32) | sign).view(np.float32)
+
+
+def read(element: Any) -> Any:
+    """An element of `as_elements` as float32 (Numba code only)."""
+    raise TypeError("only callable from Numba code")
+
+
+@overload(read)
+def _read(element: Any) -> Any:
+    def from_e4m3(element: Any) -> Any:
+        return decode_e4m3(element)
+
+    def from_float16(element: Any) -> Any:
+        return decode_float16(element)
+
+    def from_bfloat16(element: Any) -> Any:
+        return np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
+
+    def from_float32(element: Any) -> Any:
+        return element
+
+    readers = {types.uint8: from_e4m3, types.int16: from_float16, types.uint16: from_bfloat16}
+    return readers.get(element, from_float32)
+
+
+def write(value: Any, like: Any) -> Any:
+    """A float32 as an element of the scales `like` (Numba code only)."""
+    raise TypeError("only callable from Numba code")
+
+
+@overload(write)
+def _write(value: Any, like: Any) -> Any:
+    def to_e4m3(value: Any, like: Any) -> Any:
+        return encode_e4m3(value)
+
+    def to_float16(value: Any, like: Any) -> Any:
+        return encode_float16(value)
+
+    return to_e4m3 if like.dtype == types.uint8 else to_float16

@@ -1,0 +1,89 @@
+"""Fitting a codebook to the rows that will be encoded with it."""
+
+import torch
+from torch import Tensor
+
+from qvg_engine.kernels import kmeans
+from qvg_engine.kernels.codec.encode import subtract, to_points
+from qvg_engine.kernels.codec.pages import Codebooks, CodedPages
+from qvg_engine.kernels.kmeans.finite import require_finite
+
+LEAST_WIDTH = 2.0**-6
+"""Least width of a channel, as a part of the head's root mean square.
+
+A channel that is quiet in these rows may not be so in later ones: its width may then be too small
+by any factor. The floor costs nothing now, since such a channel has next to none of the energy.
+"""
+
+
+def fit_codebook(
+    pages: CodedPages,
+    rows: Tensor,
+    *,
+    slot: int,
+    num_centroids: int,
+    seed: int,
+    warm_from: int | None,
+    iterations: int,
+    name: str = "keys",
+) -> None:
+    """Fill the codebook in `slot`: k-means a stage, and the widths of what the last stage leaves.
+
+    Args:
+        pages: K or V of one layer.
+        rows: [tokens, heads, head_dim], at least one token.
+        slot: which codebook to replace; no page that is still read may refer to it.
+        num_centroids: centroids of each stage, at most those of the spec.
+        seed: any whole number; the same rows and seed give the same codebook.
+        warm_from: a codebook, maybe `slot`, whose centroids the fit starts from; if it has too few,
+            the others are drawn, as all are for None.
+        iterations: how often centroids move at most.
+        name: what an error calls the rows.
+
+    Each stage is fitted to what the one before left, with centroids as they are stored: rounded to
+    nearest even, and within the range of their type. Raises `NonFiniteError` for NaN or infinity,
+    before anything is written.
+    """
+    books = pages.codebooks
+    assert rows.shape[0] > 0
+    assert rows.shape[1:] == (pages.num_heads, pages.head_dim), rows.shape
+    assert 1 <= num_centroids <= pages.spec.centroids, num_centroids
+    assert 0 <= slot < books.num_slots, slot
+    settings = kmeans.KMeansSettings(iterations=iterations)
+    residual = to_points(rows)
+    require_finite(residual, name)
+    known, old = _known_centroids(books, warm_from, num_centroids)
+    books.counts[slot] = num_centroids
+    for stage in range(pages.spec.stages):
+        initial = residual.new_empty((pages.num_heads, num_centroids, pages.head_dim))
+        if known < num_centroids:
+            # Far apart from other seeds, and from other stages.
+            stage_seed = seed + (stage << 120)
+            initial.copy_(kmeans.initial_centroids(residual, num_centroids, seed=stage_seed))
+        if known:
+            initial[:, :known] = old[stage][:, :known].float()
+        centroids = kmeans.fit(residual, initial, settings, name=name).centroids
+        books.set_stage(slot, stage, centroids)
+        stored = books.stage(slot, stage)
+        residual = subtract(residual, stored, kmeans.assign(residual, stored).ids)
+    _fit_widths(books, residual, slot)
+
+
+def _fit_widths(books: Codebooks, residual: Tensor, slot: int) -> None:
+    """The root mean square of each channel, with floors."""
+    if not books.has_widths:
+        return
+    power = residual.double().square().mean(dim=1)
+    widths = power.sqrt()
+    floor = LEAST_WIDTH * power.mean(dim=1, keepdim=True).sqrt()
+    books.set_widths(slot, torch.maximum(widths, floor).float())
+
+
+def _known_centroids(
+    books: Codebooks, warm_from: int | None, num_centroids: int
+) -> tuple[int, list[Tensor]]:
+    """How many centroids of each stage a fit starts from, and copies of them, stage by stage."""
+    if warm_from is None:
+        return 0, []
+    old = [books.stage(warm_from, stage) for stage in range(books.num_stages)]
+    return min(num_centroids, int(books.counts[warm_from])), old
