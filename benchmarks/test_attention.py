@@ -17,6 +17,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.nn.functional import scaled_dot_product_attention
 
+from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.format import CacheGeometry, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
@@ -65,15 +66,16 @@ class Pass:
     def __init__(self, shape: Shape, page_format: str, dtype: torch.dtype) -> None:
         tokens, heads, head_dim = shape.num_tokens, shape.num_heads, shape.head_dim
         num_pages = -(-tokens // PAGE_SIZE)
-        self.store = PageStore(
+        layout = CacheLayout(
             geometry=CacheGeometry(num_layers=1, num_kv_heads=heads, head_dim=head_dim),
             page_size=PAGE_SIZE,
             key_format=get_format(page_format),
             value_format=get_format(page_format),
-            num_pages=num_pages,
-            device="cpu",
-            dtype=dtype,
+            compute_itemsize=dtype.itemsize,
+            codebook_overhead=0.33,
+            max_live_codebooks=1,
         )
+        self.store = PageStore(layout, num_pages=num_pages, device="cpu", dtype=dtype)
         self.page_ids = np.random.default_rng(0).permutation(num_pages).astype(np.int32)
         self.rows = torch.randn(2, tokens, heads, head_dim).to(dtype)
         self.write()
@@ -98,7 +100,7 @@ class Pass:
     @property
     def bytes_moved(self) -> int:
         """Bytes that a decode of K and V reads from pages and writes to the workspace."""
-        read = self.store.bytes_per_page * self.segment.num_tokens // PAGE_SIZE
+        read = self.store.layout.page_bytes * self.segment.num_tokens // PAGE_SIZE
         return read + self.rows.nbytes
 
     def write(self) -> None:

@@ -33,6 +33,7 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
     * `refit_drift`: or once the spread of ids over centroids has moved this far, 0 to 1 (total
       variation), from that of the span it was fitted on.
     * `refit_unused`: or once less than this share of its centroids is in use.
+    * `kmeans_iterations`: how often centroids move at most when a codebook is fitted.
     * `first_spans`: spans after which the first codebook, which has seen the stream's first span
       only, is fitted anew in any case; 0 for never.
 
@@ -44,6 +45,7 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
     refit_drift: float = 0.7
     refit_unused: float = 0.25
     first_spans: int = 0
+    kmeans_iterations: int = 8
 
     def __post_init__(self) -> None:
         _check("max_live", self.max_live, 1, 16)
@@ -51,6 +53,7 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
         _check("refit_drift", self.refit_drift, 0.0, 1.0)
         _check("refit_unused", self.refit_unused, 0.0, 1.0)
         _check("first_spans", self.first_spans, 0, 2**31 - 1)
+        _check("kmeans_iterations", self.kmeans_iterations, 1, 1000)
 
 
 class SpanPlan(msgspec.Struct, frozen=True, eq=False):

@@ -9,6 +9,7 @@ import enum
 import msgspec
 
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.codec.spec import PRESETS, CodecSpec
 
 
 class ElementType(enum.Enum):
@@ -20,17 +21,39 @@ class ElementType(enum.Enum):
 
 
 class PageFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """How the elements of K or V are stored.
+    """How K or V is stored: element by element, or by a codec. Every property is a field.
 
-    Every property is a field. K is stored after QK-norm and before RoPE, V as the network made it.
+    K is stored after QK-norm and before RoPE, V as the network made it. Exactly one of `element`
+    and `codec` is set.
     """
 
     name: str
-    element: ElementType
+    element: ElementType | None = None
+    codec: CodecSpec | None = None
 
-    def bits_per_element(self, compute_itemsize: int) -> int:
-        """Bits that one element takes; `compute_itemsize` is the compute dtype's size in bytes."""
-        return 16 if self.element is ElementType.BFLOAT16 else 8 * compute_itemsize
+    def __post_init__(self) -> None:
+        assert (self.element is None) != (self.codec is None), self.name
+
+    def row_bytes(self, head_dim: int, compute_itemsize: int) -> int:
+        """Bytes of one row, one head of one token, without codebooks.
+
+        `compute_itemsize` is the compute dtype's size in bytes. Raises `ConfigError` if the codec
+        does not suit the head.
+        """
+        if self.codec is not None:
+            return self.codec.for_head_dim(head_dim).row_bytes(head_dim)
+        return head_dim * (2 if self.element is ElementType.BFLOAT16 else compute_itemsize)
+
+    @property
+    def most_codebook_rows(self) -> int:
+        """Rows of its largest codebook: a centroid, or the widths, is one row a head; else 0."""
+        return self.codebook_rows(self.codec.centroids) if self.codec is not None else 0
+
+    def codebook_rows(self, centroids: int) -> int:
+        """Rows of a codebook of so many centroids a stage; 0 for a format without codebooks."""
+        if self.codec is None:
+            return 0
+        return self.codec.stages * centroids + self.codec.channel_widths
 
 
 FORMATS: dict[str, PageFormat] = {
@@ -38,6 +61,7 @@ FORMATS: dict[str, PageFormat] = {
     for page_format in (
         PageFormat(name="dense", element=ElementType.COMPUTE),
         PageFormat(name="bf16", element=ElementType.BFLOAT16),
+        *(PageFormat(name=name, codec=codec) for name, codec in PRESETS.items()),
     )
 }
 """The named formats."""
@@ -78,9 +102,9 @@ def page_bytes(
     value_format: PageFormat,
     compute_itemsize: int,
 ) -> int:
-    """Bytes of one page: all layers, K and V, for `page_size` tokens."""
-    elements = geometry.elements(page_size)
-    bits = sum(
-        page_format.bits_per_element(compute_itemsize) for page_format in (key_format, value_format)
+    """Bytes of one page, codebooks apart: all layers, K and V, for `page_size` tokens."""
+    rows = geometry.num_layers * geometry.num_kv_heads * page_size
+    return rows * sum(
+        page_format.row_bytes(geometry.head_dim, compute_itemsize)
+        for page_format in (key_format, value_format)
     )
-    return elements * bits // 8

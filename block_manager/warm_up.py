@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from qvg_engine.block_manager.codebook_policy import CodebookPolicy
+from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_count import peak_pages
 
@@ -26,4 +28,25 @@ def warm_up() -> None:
     assert entries.num_tokens == 27
     manager.num_live_tokens()
     manager.check_integrity()
+    manager.close_owner("warm-up")
+    _warm_up_codebooks()
+
+
+def _warm_up_codebooks() -> None:
+    sizes = CodebookSizes(
+        num_books=1, num_groups=1, num_centroids=2, num_slots=2, max_rows=2, num_rows=4
+    )
+    codebooks = Codebooks(sizes, CodebookPolicy(), num_pages=4)
+    manager = BlockManager(num_pages=4, page_size=2, codebooks=codebooks)
+    manager.open_owner("warm-up", 4, codebook_slots=2, codebook_rows=4)
+    commit = manager.begin_commit([manager.open_branch("warm-up")], num_tokens=3)
+    assert commit.span is not None
+    figures = SpanFigures(
+        energy=np.ones(1, np.float32),
+        residual=np.ones(1, np.float32),
+        counts=np.ones((1, 1, 2), np.int32),
+        num_centroids=np.full(1, 2, np.int32),
+    )
+    codebooks.record(commit.span, figures)
+    manager.publish(commit)
     manager.close_owner("warm-up")

@@ -118,6 +118,16 @@ class Program(Protocol):
     def num_branches(self) -> int: ...
 
     @property
+    def peak_tokens(self) -> int:
+        """Tokens that its branches keep at the peak; one that they share counts once."""
+        ...
+
+    @property
+    def codebook_sets(self) -> int:
+        """Branches that commit tokens of their own, shared or not."""
+        ...
+
+    @property
     def needs(self) -> Needs:
         """Pages and text rows at the peak; the engine adds the decoder slot."""
         ...

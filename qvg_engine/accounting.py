@@ -58,19 +58,29 @@ class CacheAccount:
     """Measures the cache after each step and remembers the peak."""
 
     def __init__(
-        self, geometry: CacheGeometry, *, bytes_per_page: int, workspace_bytes: int
+        self,
+        geometry: CacheGeometry,
+        *,
+        bytes_per_page: int,
+        bytes_per_codebook_row: int,
+        workspace_bytes: int,
     ) -> None:
         self._bf16_bytes_per_token = 2 * _BF16_BYTES * geometry.elements(1)
         self._bytes_per_page = bytes_per_page
+        self._bytes_per_codebook_row = bytes_per_codebook_row
         self._workspace_bytes = workspace_bytes
         self.peak = CacheFigures(workspace_bytes=workspace_bytes)
 
-    def measure(self, *, pages_used: int, num_tokens: int) -> CacheFigures:
-        """The figures of `num_tokens` resident tokens in `pages_used` pages."""
+    def measure(self, *, pages_used: int, num_tokens: int, codebook_rows: int) -> CacheFigures:
+        """The figures of `num_tokens` resident tokens in `pages_used` pages.
+
+        `codebook_rows` are reserved, whether a codebook is in them or not.
+        """
         return CacheFigures(
             pages_used=pages_used,
             kv_bytes=pages_used * self._bytes_per_page,
             bf16_bytes=num_tokens * self._bf16_bytes_per_token,
+            codebook_bytes=codebook_rows * self._bytes_per_codebook_row,
             workspace_bytes=self._workspace_bytes,
         )
 

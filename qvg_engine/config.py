@@ -6,6 +6,7 @@ import msgspec
 import torch
 from msgspec import UNSET, UnsetType
 
+from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.format import get_format
 from qvg_engine.errors import ConfigError
 
@@ -29,7 +30,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     The KV-cache and the step:
 
-    * `kv_format`: how pages store K and V: "dense" or "bf16"; `value_format` overrides it for V.
+    * `kv_format`: how pages store K and V: "dense", "bf16", or with codebooks "qvg", "qvg-pro",
+      "q4", "q2", "q1"; `value_format` overrides it for V.
+    * `codebook_overhead`: bits per element that a stream's codebooks may add; None: 0.33 with a
+      window, 0.09 with the full history. `codebooks`: when they are fitted anew.
     * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
@@ -57,6 +61,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     kv_format: str = "bf16"
     value_format: str | None = None
+    codebook_overhead: float | None = None
+    codebooks: CodebookPolicy = CodebookPolicy()
     page_size: int = 64
     kv_memory: int = 2 * 1024**3
     workspace_tokens: int | None = None

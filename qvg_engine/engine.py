@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.program import Advance, OutsideWork, TextRows
 from qvg_engine.output import FinishReason, VideoOutput
 from qvg_engine.request import VideoRequest
-from qvg_engine.runner import Runner, finite_flags
+from qvg_engine.runner import Runner, StepResult, finite_flags
 from qvg_engine.scheduler.config import SchedulerConfig
 from qvg_engine.scheduler.core import Scheduler
 from qvg_engine.scheduler.needs import Needs
@@ -51,10 +51,8 @@ class VideoEngine:
         # Loops are compiled while loading, not within the first step.
         warm_up()
         self._cache = Cache(self.family, self.config)
-        self.capacity = Needs(
-            pages=self._cache.store.num_pages,
-            decoder_slots=self.config.num_decoder_slots,
-            text_rows=self.config.max_text_rows,
+        self.capacity = self._cache.capacity + Needs(
+            decoder_slots=self.config.num_decoder_slots, text_rows=self.config.max_text_rows
         )
         scheduling = SchedulerConfig(
             max_streams=self.config.max_streams,
@@ -85,7 +83,10 @@ class VideoEngine:
         stream, unknown_words = open_stream(
             request, family=self.family, page_size=self.config.page_size
         )
-        needs = stream.program.needs + Needs(decoder_slots=int(stream.wants_video))
+        codebooks = self._cache.codebook_needs(
+            peak_tokens=stream.program.peak_tokens, num_sets=stream.program.codebook_sets
+        )
+        needs = stream.program.needs + codebooks + Needs(decoder_slots=int(stream.wants_video))
         self._scheduler.check_request(request.request_id, needs, priority=request.priority)
         with self._mail_lock:
             if request.request_id in self._unfinished:
@@ -147,12 +148,12 @@ class VideoEngine:
             try:
                 for request_id in plan.admitted:
                     self._streams[request_id].admit(self._texts, self._slots)
-                flows = self._run(plan)
+                result = self._run(plan)
             except Exception as error:
                 self._roll_back(plan, error)
                 raise
             due, self._outside_work = self._outside_work, []
-            outputs += self._complete(plan, flows)
+            outputs += self._complete(plan, result)
             outputs += self._do_outside_work(due)
         return outputs
 
@@ -250,10 +251,10 @@ class VideoEngine:
                 return [self._end(request_id, "error", error=str(error))]
         return []
 
-    def _run(self, plan: StepPlan) -> list[Tensor]:
+    def _run(self, plan: StepPlan) -> StepResult:
         for request_id in plan.request_ids:
             self._streams[request_id].sync_texts(self._texts)
-        return self._runner.run(plan, self._streams) if plan.units else []
+        return self._runner.run(plan, self._streams) if plan.units else StepResult([], {}, {})
 
     def _roll_back(self, plan: StepPlan, error: Exception) -> None:
         self._scheduler.rollback(plan)
@@ -263,9 +264,10 @@ class VideoEngine:
         if fault and not isinstance(error, torch.OutOfMemoryError):
             self._death = f"{type(error).__name__}: {error}"
 
-    def _complete(self, plan: StepPlan, flows: list[Tensor]) -> Outputs:
+    def _complete(self, plan: StepPlan, result: StepResult) -> Outputs:
         """Publish what went well, end what did not, and turn clean chunks into outputs."""
-        advances, errors = self._advance(plan, flows)
+        advances, errors = self._advance(plan, result)
+        self._record_spans(plan, result, failed=errors.keys())
         self._scheduler.complete(plan, failed=errors.keys())
         self._cache.record_peak()
         for request_id, advance in advances.items():
@@ -284,10 +286,21 @@ class VideoEngine:
         ]
         return outputs
 
+    def _record_spans(self, plan: StepPlan, result: StepResult, *, failed: Collection[str]) -> None:
+        """Let the block manager know what was seen of the spans that are to be published."""
+        codebooks = self._cache.block_manager.codebooks
+        for scheduled in plan.units:
+            commit = scheduled.commit
+            if codebooks is None or commit is None or scheduled.request_id in failed:
+                continue
+            assert commit.span is not None
+            codebooks.record(commit.span, result.figures[commit.commit_id])
+
     def _advance(
-        self, plan: StepPlan, flows: list[Tensor]
+        self, plan: StepPlan, result: StepResult
     ) -> tuple[dict[str, Advance], dict[str, str]]:
         """What every stream of the plan emits, and why the others failed."""
+        flows = result.flows
         advances: dict[str, Advance] = {}
         errors: dict[str, str] = {}
         if not flows:
@@ -297,6 +310,15 @@ class VideoEngine:
         for request_id, indices in passes.items():
             if not all(finite[index] for index in indices):
                 errors[request_id] = _explain_not_finite(self._streams[request_id])
+                continue
+            commits = [plan.units[index].commit for index in indices]
+            refused = [
+                result.failures[commit.commit_id]
+                for commit in commits
+                if commit is not None and commit.commit_id in result.failures
+            ]
+            if refused:
+                errors[request_id] = f"request {request_id!r}: {refused[0]}"
                 continue
             try:
                 program = self._streams[request_id].program

@@ -4,8 +4,7 @@ import msgspec
 import torch
 
 from qvg_engine.admission import chunked_latent_frames
-from qvg_engine.block_manager.format import get_format, page_bytes
-from qvg_engine.cache import workspace_tokens
+from qvg_engine.cache import cache_layout, workspace_tokens
 from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.paged_attention import Workspace
 from qvg_engine.models.family import ModelFamily
@@ -26,6 +25,7 @@ class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
     num_frames: int
     num_pages: int
     page_bytes: int
+    codebook_bytes: int
     pages_per_stream: int
     workspace_bytes: int
     decoder_bytes_per_stream: int
@@ -44,14 +44,8 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
 
     Raises `RequestError` if the family has no VAE, and so no pixel frames.
     """
-    size = page_bytes(
-        family.geometry,
-        page_size=config.page_size,
-        key_format=get_format(config.kv_format),
-        value_format=get_format(config.value_format or config.kv_format),
-        compute_itemsize=config.torch_dtype.itemsize,
-    )
-    num_pages = config.kv_memory // size
+    layout = cache_layout(family, config)
+    num_pages = layout.num_pages_for(config.kv_memory)
     pages = pages_for_video(config, family, num_frames)
     settings, geometry = family.settings, family.geometry
     rows = settings.text_len
@@ -66,7 +60,8 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
     return CapacityPlan(
         num_frames=num_frames,
         num_pages=num_pages,
-        page_bytes=size,
+        page_bytes=layout.page_bytes,
+        codebook_bytes=layout.codebook_rows(num_pages) * layout.codebook_row_bytes,
         pages_per_stream=pages,
         workspace_bytes=Workspace.bytes_for(
             num_heads=geometry.num_kv_heads,

@@ -6,10 +6,12 @@ timesteps, positions) into one ragged batch, and returns the flow of every pass.
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.paged_attention import PageRuns
@@ -18,6 +20,18 @@ from qvg_engine.models.program import PassInputs
 from qvg_engine.scheduler.plan import ScheduledPass, StepPlan
 from qvg_engine.step_attention import PassReads, StepAttention
 from qvg_engine.stream import Stream
+
+
+class StepResult(msgspec.Struct, frozen=True):
+    """What a forward left behind.
+
+    `flows` [F, C, h, w], one for every pass in the plan's order; by commit id, `figures` of spans
+    that refer to codebooks, and `failures` of commits that could not be stored.
+    """
+
+    flows: list[Tensor]
+    figures: dict[int, SpanFigures]
+    failures: dict[int, str]
 
 
 class Runner:
@@ -34,8 +48,8 @@ class Runner:
         self._config = config
         self._cache = cache
 
-    def run(self, plan: StepPlan, streams: Mapping[str, Stream]) -> list[Tensor]:
-        """The flow [F, C, h, w] of every pass of the plan, in its order."""
+    def run(self, plan: StepPlan, streams: Mapping[str, Stream]) -> StepResult:
+        """One forward over the passes of the plan."""
         inputs = [
             item
             for request_id in plan.request_ids
@@ -48,7 +62,10 @@ class Runner:
             workspace=self._cache.workspace,
             strategy=self._config.attention_backend,
         )
-        return self._family.forward(inputs, attention, batch_invariant=self._config.batch_invariant)
+        flows = self._family.forward(
+            inputs, attention, batch_invariant=self._config.batch_invariant
+        )
+        return StepResult(flows, attention.figures, attention.failures)
 
     def _reads(
         self,

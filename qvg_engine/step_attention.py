@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     DenseSegment,
     PagedSegment,
@@ -41,7 +43,11 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class StepAttention:
-    """The `Attention` that the engine gives to a network for one step."""
+    """The `Attention` that the engine gives to a network for one step.
+
+    After the forward, `figures` holds what was seen of each commit's span, where pages refer to
+    codebooks, and `failures` why a commit could not be stored, both by commit id.
+    """
 
     def __init__(
         self,
@@ -55,6 +61,8 @@ class StepAttention:
         self._store = store
         self._workspace = workspace
         self._strategy = strategy
+        self.figures: dict[int, SpanFigures] = {}
+        self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         output = torch.empty_like(queries)
@@ -87,4 +95,17 @@ class StepAttention:
 
     def _write(self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor) -> None:
         stored = commit.num_tokens
-        self._store.write(layer, commit.page_ids, keys=keys[-stored:], values=values[-stored:])
+        if commit.span is not None:
+            self.figures.setdefault(commit.commit_id, self._store.new_figures())
+        try:
+            self._store.write(
+                layer,
+                commit.page_ids,
+                keys=keys[-stored:],
+                values=values[-stored:],
+                span=commit.span,
+                figures=self.figures.get(commit.commit_id),
+            )
+        except NonFiniteError as error:
+            # One stream's mistake: the others in the batch go on.
+            self.failures.setdefault(commit.commit_id, str(error))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.page_entries import PageEntries
 from qvg_engine.block_manager.page_store import PageStore
-from qvg_engine.kernels.paged_attention import PageRuns, PlainPages, decode
+from qvg_engine.kernels.paged_attention import PageRuns, Pages, decode
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.output import LayerCache, Trace
 from qvg_engine.stream import Stream
@@ -62,10 +62,9 @@ def _layer_cache(
     )
 
 
-def _decoded(pages: PlainPages, run: PageRuns) -> Tensor:
+def _decoded(pages: Pages, run: PageRuns) -> Tensor:
     """The run's rows in fp32, [tokens, heads, head_dim]."""
-    _, heads, _, head_dim = pages.data.shape
-    shape = (heads, run.num_tokens, head_dim)
-    out = torch.empty(shape, device=pages.data.device, dtype=torch.float32)
+    shape = (pages.num_heads, run.num_tokens, pages.head_dim)
+    out = torch.empty(shape, device=pages.device, dtype=torch.float32)
     decode(pages, run, out, start=0, rope=None)
     return out.transpose(0, 1)

@@ -13,7 +13,7 @@ from qvg_engine.kernels.paged_attention.attention import (
 )
 from qvg_engine.kernels.paged_attention.decode import decode, place
 from qvg_engine.kernels.paged_attention.encode import encode
-from qvg_engine.kernels.paged_attention.pages import LayerPages, PlainPages
+from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
 from qvg_engine.kernels.paged_attention.segments import (
     DenseSegment,
     PagedSegment,
@@ -34,6 +34,7 @@ __all__ = [
     "PageColumns",
     "PageRuns",
     "PagedSegment",
+    "Pages",
     "PlainPages",
     "ReadTransform",
     "RopeTransform",

@@ -4,15 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels import codec
+from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention import cpu, reference
-from qvg_engine.kernels.paged_attention.pages import PlainPages
+from qvg_engine.kernels.paged_attention.pages import Pages, PlainPages
 from qvg_engine.kernels.rope import RopeGrid
 
 
-def decode(
-    pages: PlainPages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeGrid | None
-) -> None:
+def decode(pages: Pages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeGrid | None) -> None:
     """Write the tokens of `runs` to `out[:, start:start + runs.num_tokens]`.
 
     Args:
@@ -22,6 +22,9 @@ def decode(
         start: where the first token goes.
         rope: rotate the rows to their token numbers (rounded once), or None.
     """
+    if isinstance(pages, CodedPages):
+        codec.decode(pages, runs, out, start=start, rope=rope)
+        return
     _check(pages, runs, out, start)
     kernel = cpu.decode if cpu.supports(pages.data, out) else reference.decode
     kernel(pages, runs, out, start=start, rope=rope)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from qvg_engine.kernels.codec.pages import CodedPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,18 @@ class PlainPages:
         return self.data.shape[0]
 
     @property
+    def num_heads(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.data.shape[3]
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
     def page_size(self) -> int:
         return self.data.shape[2]
 
@@ -27,9 +42,12 @@ class PlainPages:
         return self.data.nbytes
 
 
+Pages = PlainPages | CodedPages
+
+
 @dataclass(frozen=True, slots=True)
 class LayerPages:
     """The pages of one layer: K (before RoPE) and V."""
 
-    keys: PlainPages
-    values: PlainPages
+    keys: Pages
+    values: Pages

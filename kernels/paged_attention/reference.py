@@ -5,14 +5,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.codec import reference as codec_reference
+from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.page_runs import PageRuns
-from qvg_engine.kernels.paged_attention.pages import PlainPages
+from qvg_engine.kernels.paged_attention.pages import Pages, PlainPages
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.reference import rotate
 
 
-def gather(pages: PlainPages, runs: PageRuns) -> Tensor:
-    """The tokens of `runs` as [tokens, heads, head_dim], in the dtype of the pages."""
+def gather(pages: Pages, runs: PageRuns) -> Tensor:
+    """The tokens of `runs` as [tokens, heads, head_dim], in the dtype of the pages.
+
+    Those of coded pages are decoded, in fp32.
+    """
+    if isinstance(pages, CodedPages):
+        out = torch.empty((pages.num_heads, runs.num_tokens, pages.head_dim), device=pages.device)
+        codec_reference.decode(pages, runs, out, start=0, rope=None)
+        return out.transpose(0, 1)
     page, slot, _ = runs.slots()
     device = pages.data.device
     return pages.data[torch.from_numpy(page).to(device), :, torch.from_numpy(slot).to(device)]

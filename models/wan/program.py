@@ -61,8 +61,17 @@ class WanProgram:
         self._chunk = 0
         self._step: int | None = 0
         self._x: Tensor | None = None
+        self._peak_tokens = self._peak_of(self._chunks(), page_size=1)
         # A later text may have more rows, so the whole length is reserved.
         self._needs = Needs(pages=self._peak_pages(page_size), text_rows=inputs.text.padded_len)
+
+    @property
+    def peak_tokens(self) -> int:
+        return self._peak_tokens
+
+    @property
+    def codebook_sets(self) -> int:
+        return 1
 
     @property
     def needs(self) -> Needs:
@@ -246,9 +255,7 @@ class WanProgram:
     def _peak_pages(self, page_size: int) -> int:
         """Pages at the peak, whether or not the text is switched on the way."""
         settings = self._settings
-        whole, rest = divmod(self._inputs.num_frames, settings.frames_per_chunk)
-        generated = [settings.frames_per_chunk] * whole + ([rest] if rest else [])
-        chunks = [len(piece) for piece in self._context] + generated
+        chunks, generated = self._chunks(), self._generated_chunks()
         plain = self._peak_of(chunks, page_size)
         recent = sum(chunks) - settings.sink_frames
         if settings.window_frames is None or recent <= 0:
@@ -256,6 +263,15 @@ class WanProgram:
         recent = min(recent, settings.window_frames - settings.sink_frames)
         switched = [f for f in (settings.sink_frames, recent - settings.frames_per_chunk) if f > 0]
         return max(plain, self._peak_of(switched + generated, page_size))
+
+    def _chunks(self) -> list[int]:
+        """Latent frames of every piece of context and every chunk."""
+        return [len(piece) for piece in self._context] + self._generated_chunks()
+
+    def _generated_chunks(self) -> list[int]:
+        size = self._settings.frames_per_chunk
+        whole, rest = divmod(self._inputs.num_frames, size)
+        return [size] * whole + ([rest] if rest else [])
 
     def _peak_of(self, chunk_frames: Sequence[int], page_size: int) -> int:
         tokens = self._tokens_per_frame

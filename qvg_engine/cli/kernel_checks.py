@@ -5,11 +5,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qvg_engine.block_manager.cache_layout import CacheLayout
+from qvg_engine.block_manager.codebook_policy import CodebookAction, SpanPlan
+from qvg_engine.block_manager.format import FORMATS, CacheGeometry, get_format
+from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
     LayerPages,
     PagedSegment,
     PageRuns,
-    PlainPages,
     RopeTransform,
     Workspace,
     paged_attention,
@@ -18,6 +21,7 @@ from qvg_engine.kernels.rope import RopeGrid, RopeTables
 
 _NUM_PAGES, _NUM_HEADS, _PAGE_SIZE, _HEAD_DIM = 5, 2, 64, 128
 _NUM_QUERIES = 64
+_NUM_CENTROIDS = 8
 _TOLERANCE = 1e-4
 
 
@@ -37,39 +41,30 @@ class KernelCheck(msgspec.Struct, frozen=True, kw_only=True):
 def check_kernels() -> list[KernelCheck]:
     """Try every kernel on the CPU and, if there is one, on the GPU."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return [
-        _check(device, page_dtype)
-        for device in devices
-        for page_dtype in (torch.float32, torch.bfloat16)
-    ]
+    return [_check(device, format_name) for device in devices for format_name in FORMATS]
 
 
-def _check(device: str, page_dtype: torch.dtype) -> KernelCheck:
+def _check(device: str, format_name: str) -> KernelCheck:
     error = None
     try:
-        distance = _distance_from_reference(device, page_dtype)
+        distance = _distance_from_reference(device, format_name)
         if not distance <= _TOLERANCE:
             error = f"it differs from plain torch by {distance:.1e}"
     except Exception as failure:  # A kernel that cannot be compiled may raise anything.
         error = " ".join(f"{type(failure).__name__}: {failure}".split())
-    format_name = "dense" if page_dtype == torch.float32 else "bf16"
     return KernelCheck(
         name=f"attention over {format_name} pages, with rotation", device=device, error=error
     )
 
 
-def _distance_from_reference(device: str, page_dtype: torch.dtype) -> float:
+def _distance_from_reference(device: str, format_name: str) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device)
 
-    pages = LayerPages(
-        *(
-            PlainPages(draw(_NUM_PAGES, _NUM_HEADS, _PAGE_SIZE, _HEAD_DIM).to(page_dtype))
-            for _ in range(2)
-        )
-    )
+    shape = (_NUM_PAGES * _PAGE_SIZE, _NUM_HEADS, _HEAD_DIM)
+    pages = _make_pages(device, format_name, keys=draw(*shape), values=draw(*shape))
     queries = draw(_NUM_QUERIES, _NUM_HEADS, _HEAD_DIM)
     grid = RopeGrid(RopeTables(head_dim=_HEAD_DIM, device=device), height=8, width=8)
     # The pages out of order, the second one part full.
@@ -99,3 +94,33 @@ def _distance_from_reference(device: str, page_dtype: torch.dtype) -> float:
         for strategy in ("workspace", "reference")
     )
     return float((ours - reference).abs().max())
+
+
+def _make_pages(device: str, format_name: str, *, keys: Tensor, values: Tensor) -> LayerPages:
+    """Pages of a format that hold these rows, with codebooks where it has any."""
+    layout = CacheLayout(
+        geometry=CacheGeometry(num_layers=1, num_kv_heads=_NUM_HEADS, head_dim=_HEAD_DIM),
+        page_size=_PAGE_SIZE,
+        key_format=get_format(format_name),
+        value_format=get_format(format_name),
+        compute_itemsize=4,
+        codebook_overhead=16.0,
+        max_live_codebooks=1,
+    )
+    num_rows = get_format(format_name).codebook_rows(_NUM_CENTROIDS)
+    store = PageStore(
+        layout,
+        num_pages=_NUM_PAGES,
+        device=device,
+        dtype=torch.float32,
+        row_table=np.arange(num_rows, dtype=np.int32)[None] if num_rows else None,
+        kmeans_iterations=2,
+    )
+    books = layout.num_books
+    span = SpanPlan(
+        np.full(books, CodebookAction.FIT, np.int8),
+        np.zeros(books, np.int32),
+        np.full(books, -1, np.int32),
+    )
+    store.write(0, np.arange(_NUM_PAGES, dtype=np.int32), keys=keys, values=values, span=span)
+    return store.layer(0)

@@ -4,12 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
+from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
 
 Model = Annotated[
     str, typer.Option(help="pocket, the embedded model, or the path of a weights file.")
 ]
-KvFormat = Annotated[str | None, typer.Option(help="How the KV-cache is stored: dense or bf16.")]
+KvFormat = Annotated[
+    str | None, typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}.")
+]
 Seconds = Annotated[
     float | None, typer.Option(help="Length of each video; 10 unless --num-frames is given.")
 ]

@@ -7,6 +7,7 @@ from qvg_engine.plan import CapacityPlan
 def describe_plan(plan: CapacityPlan, *, frames_per_second: int) -> list[tuple[str, str]]:
     """Rows of a name and a line for people."""
     kv_bytes = plan.pages_per_stream * plan.page_bytes
+    codebooks = format_bytes(plan.codebook_bytes) + " of codebooks, " if plan.codebook_bytes else ""
     beside = plan.decoder_bytes_per_stream + plan.text_bytes_per_stream
     return [
         (
@@ -17,7 +18,7 @@ def describe_plan(plan: CapacityPlan, *, frames_per_second: int) -> list[tuple[s
         (
             "the engine takes",
             f"{plan.num_pages:,} pages ({format_bytes(plan.num_pages * plan.page_bytes)}), "
-            f"and {format_bytes(plan.workspace_bytes)} of workspace",
+            f"{codebooks}and {format_bytes(plan.workspace_bytes)} of workspace",
         ),
         ("at the same time", _describe_streams(plan)),
         ("longest video", _describe_longest(plan, frames_per_second)),

@@ -6,10 +6,25 @@ from qvg_engine.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("name", "itemsize", "bits"),
-    [("dense", 4, 32), ("dense", 2, 16), ("bf16", 4, 16), ("bf16", 2, 16)],
+    [
+        ("dense", 4, 32),
+        ("dense", 2, 16),
+        ("bf16", 4, 16),
+        ("bf16", 2, 16),
+        ("qvg", 4, 2 + 8 / 64 + 8 / 128),
+        ("qvg-pro", 4, 2 + 8 / 16 + 4 * 8 / 128),
+        ("q4", 4, 4 + 8 / 64 + 8 / 128),
+        ("q2", 4, 2 + 8 / 64 + 8 / 128),
+        ("q1", 4, 1 + 8 / 64 + 2 * 8 / 128),
+    ],
 )
-def test_bits_per_element(name: str, itemsize: int, bits: int) -> None:
-    assert get_format(name).bits_per_element(itemsize) == bits
+def test_bits_of_a_row(name: str, itemsize: int, bits: float) -> None:
+    assert 8 * get_format(name).row_bytes(128, itemsize) == bits * 128
+
+
+@pytest.mark.parametrize(("name", "rows"), [("bf16", 0), ("qvg", 7), ("q2", 8), ("q1", 15)])
+def test_rows_of_a_codebook_of_seven_centroids(name: str, rows: int) -> None:
+    assert get_format(name).codebook_rows(7) == rows
 
 
 def test_unknown_format_names_the_known_ones() -> None:

@@ -2,11 +2,31 @@ import numpy as np
 import pytest
 import torch
 
+from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.format import CacheGeometry, get_format
-from qvg_engine.block_manager.page_store import PageStore, num_pages_for
+from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.paged_attention import PlainPages
 
 GEOMETRY = CacheGeometry(num_layers=2, num_kv_heads=3, head_dim=64)
+
+
+def make_layout(
+    *,
+    page_size: int = 64,
+    key_format: str = "dense",
+    value_format: str = "dense",
+    itemsize: int = 4,
+) -> CacheLayout:
+    return CacheLayout(
+        geometry=GEOMETRY,
+        page_size=page_size,
+        key_format=get_format(key_format),
+        value_format=get_format(value_format),
+        compute_itemsize=itemsize,
+        codebook_overhead=0.33,
+        max_live_codebooks=2,
+    )
 
 
 def make_store(
@@ -17,21 +37,27 @@ def make_store(
     num_pages: int = 6,
     dtype: torch.dtype = torch.float32,
 ) -> PageStore:
-    return PageStore(
-        geometry=GEOMETRY,
+    layout = make_layout(
         page_size=page_size,
-        key_format=get_format(key_format),
-        value_format=get_format(value_format),
-        num_pages=num_pages,
-        device="cpu",
-        dtype=dtype,
+        key_format=key_format,
+        value_format=value_format,
+        itemsize=dtype.itemsize,
     )
+    return PageStore(layout, num_pages=num_pages, device="cpu", dtype=dtype)
+
+
+def plain(store: PageStore, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tensors of K and V of a layer."""
+    pages = store.layer(layer)
+    assert isinstance(pages.keys, PlainPages)
+    assert isinstance(pages.values, PlainPages)
+    return pages.keys.data, pages.values.data
 
 
 def fill_with_nan(store: PageStore) -> None:
     for layer in range(GEOMETRY.num_layers):
-        store.layer(layer).keys.data.fill_(torch.nan)
-        store.layer(layer).values.data.fill_(torch.nan)
+        for data in plain(store, layer):
+            data.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,12 +72,12 @@ def test_counted_bytes_are_the_allocated_bytes(
         page_size=page_size, key_format=key_format, value_format=value_format, dtype=dtype
     )
     allocated = sum(
-        pages.data.untyped_storage().nbytes()
+        data.untyped_storage().nbytes()
         for layer in range(GEOMETRY.num_layers)
-        for pages in (store.layer(layer).keys, store.layer(layer).values)
+        for data in plain(store, layer)
     )
     assert store.num_bytes == allocated
-    assert store.bytes_per_page * store.num_pages == allocated
+    assert store.layout.num_bytes(store.num_pages) == allocated
 
 
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 200])
@@ -62,14 +88,13 @@ def test_write_fills_slots_in_order_and_nothing_else(num_tokens: int) -> None:
     keys, values = torch.randn(2, num_tokens, 3, 64)
     store.write(1, page_ids, keys=keys, values=values)
 
-    pages = store.layer(1)
-    for stored, rows in ((pages.keys.data, keys), (pages.values.data, values.bfloat16())):
+    key_data, value_data = plain(store, 1)
+    for stored, rows in ((key_data, keys), (value_data, values.bfloat16())):
         slots = stored[page_ids.tolist()].transpose(1, 2).reshape(-1, 3, 64)
         assert torch.equal(slots[:num_tokens], rows)
         assert slots[num_tokens:].isnan().all()
         assert stored[[0, 3]].isnan().all()
-    assert store.layer(0).keys.data.isnan().all()
-    assert store.layer(0).values.data.isnan().all()
+    assert all(data.isnan().all() for data in plain(store, 0))
 
 
 def test_write_takes_rows_that_are_not_contiguous() -> None:
@@ -77,35 +102,23 @@ def test_write_takes_rows_that_are_not_contiguous() -> None:
     fused = torch.randn(100, 3, 128)
     keys, values = fused.chunk(2, dim=-1)
     store.write(0, np.array([3, 0], dtype=np.int32), keys=keys, values=values)
-    assert torch.equal(store.layer(0).keys.data[3].transpose(0, 1), keys[:64])
-    assert torch.equal(store.layer(0).values.data[0, :, :36].transpose(0, 1), values[64:])
+    key_data, value_data = plain(store, 0)
+    assert torch.equal(key_data[3].transpose(0, 1), keys[:64])
+    assert torch.equal(value_data[0, :, :36].transpose(0, 1), values[64:])
 
 
 def test_budget_buys_as_many_pages_as_fit() -> None:
-    size = make_store().bytes_per_page
+    layout = make_layout()
+    size = layout.page_bytes
     for budget, expected in ((size, 1), (10 * size - 1, 9), (10 * size, 10)):
-        pages = num_pages_for(
-            budget,
-            geometry=GEOMETRY,
-            page_size=64,
-            key_format=get_format("dense"),
-            value_format=get_format("dense"),
-            dtype=torch.float32,
-        )
-        assert pages == expected
+        assert layout.num_pages_for(budget) == expected
 
 
 def test_budget_below_a_page_is_refused_with_the_numbers() -> None:
-    size = make_store().bytes_per_page
+    layout = make_layout()
+    size = layout.page_bytes
     with pytest.raises(ConfigError, match=f"a page takes {size} bytes.*{size - 1}"):
-        num_pages_for(
-            size - 1,
-            geometry=GEOMETRY,
-            page_size=64,
-            key_format=get_format("dense"),
-            value_format=get_format("dense"),
-            dtype=torch.float32,
-        )
+        layout.num_pages_for(size - 1)
 
 
 @pytest.mark.parametrize("field", ["page_size", "num_pages"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from qvg_engine import VideoEngine, VideoRequest
 from qvg_engine.models.wan.rows import PassSplits
-from qvg_engine.runner import Runner
+from qvg_engine.runner import Runner, StepResult
 from qvg_engine.step_attention import PassReads, StepAttention
 
 
@@ -47,8 +47,9 @@ def test_a_pass_alone_equals_the_pass_in_a_batch(toy: Any, monkeypatch: pytest.M
     worst = []
     run = Runner.run
 
-    def run_twice(self: Runner, plan: Any, streams: Any) -> list[torch.Tensor]:
-        flows = run(self, plan, streams)
+    def run_twice(self: Runner, plan: Any, streams: Any) -> StepResult:
+        result = run(self, plan, streams)
+        flows = result.flows
         inputs = [x for name in plan.request_ids for x in streams[name].program.pass_inputs()]
         reads = self._reads(plan.units, inputs, streams)
         for flow, item, read in zip(flows, inputs, reads, strict=True):
@@ -68,7 +69,7 @@ def test_a_pass_alone_equals_the_pass_in_a_batch(toy: Any, monkeypatch: pytest.M
             )
             (expected,) = self._family.forward([item], attention, batch_invariant=False)
             worst.append((len(flows), float((flow - expected).abs().max())))
-        return flows
+        return result
 
     monkeypatch.setattr(Runner, "run", run_twice)
     run_staggered(toy.engine(), mixed_requests(toy))

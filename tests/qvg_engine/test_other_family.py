@@ -82,6 +82,14 @@ class GuidedProgram:
         return (CHUNK_FRAMES, *self._inputs.latent_shape)
 
     @property
+    def peak_tokens(self) -> int:
+        return MOST_MEMORY_FRAMES * self._frame_tokens
+
+    @property
+    def codebook_sets(self) -> int:
+        return 1
+
+    @property
     def needs(self) -> Needs:
         pages = -(-MOST_MEMORY_FRAMES * self._frame_tokens // self._page_size)
         # Old and new memory are held at the same time while the new one is computed.
@@ -283,6 +291,20 @@ def test_branches_share_their_pages(toy: Any) -> None:
             assert set(manager._pool.ref_counts[manager._pool.ref_counts > 0]) == {2}
         most = max(most, manager.num_used)
     assert most == -(-MOST_MEMORY_FRAMES * 6 // 4)
+
+
+def test_replaced_memory_in_few_bits(toy: Any, run: Any) -> None:
+    """Every replacement of the memory is a span; branches share pages and codebooks."""
+    exact = run(guided_engine(toy), guided_request("a", 4)).latents("a")
+    engine = guided_engine(toy, kv_format="q4", codebook_overhead=8.0)
+    collected = run(engine, guided_request("a", 4), guided_request("bb", 3)).latents("a")
+    assert torch.equal(collected[:CHUNK_FRAMES], exact[:CHUNK_FRAMES])
+    error = (collected - exact).square().mean() / exact.square().mean()
+    assert 0 < error < 0.1
+    codebooks = engine._cache.block_manager.codebooks
+    assert codebooks is not None
+    assert codebooks.pool.num_reserved_rows == 0
+    engine.check_integrity()
 
 
 def test_other_streams_go_on_while_one_waits(toy: Any) -> None:

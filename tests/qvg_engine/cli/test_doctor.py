@@ -21,6 +21,7 @@ PLAN = CapacityPlan(
     num_frames=960,
     num_pages=600,
     page_bytes=2**20,
+    codebook_bytes=0,
     pages_per_stream=144,
     workspace_bytes=5 * 2**20,
     decoder_bytes_per_stream=2**20,

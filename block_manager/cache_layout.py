@@ -1,0 +1,93 @@
+"""What a KV-cache is made of, and how a budget of bytes is divided into pages and codebooks."""
+
+import msgspec
+
+from qvg_engine.block_manager.codebook_budget import CodebookBudget
+from qvg_engine.block_manager.format import CacheGeometry, PageFormat, page_bytes
+from qvg_engine.errors import ConfigError
+
+_CODEBOOK_ITEM_BYTES = 2
+
+
+class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """Geometry, page size and formats of a cache.
+
+    `compute_itemsize` is the size in bytes of the dtype that the network computes in;
+    `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`.
+    """
+
+    geometry: CacheGeometry
+    page_size: int
+    key_format: PageFormat
+    value_format: PageFormat
+    compute_itemsize: int
+    codebook_overhead: float
+    max_live_codebooks: int
+
+    def __post_init__(self) -> None:
+        if self.page_size < 1:
+            raise ConfigError(f"page_size must be at least 1, got {self.page_size}")
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, codebooks apart."""
+        return page_bytes(
+            self.geometry,
+            page_size=self.page_size,
+            key_format=self.key_format,
+            value_format=self.value_format,
+            compute_itemsize=self.compute_itemsize,
+        )
+
+    @property
+    def coded_formats(self) -> tuple[PageFormat, ...]:
+        """Those of K and V, in this order, that have codebooks."""
+        return tuple(f for f in (self.key_format, self.value_format) if f.codec is not None)
+
+    @property
+    def num_books(self) -> int:
+        """Books: one a layer for each of K and V that has codebooks."""
+        return self.geometry.num_layers * len(self.coded_formats)
+
+    @property
+    def codebook_row_bytes(self) -> int:
+        """Bytes of one row in all books."""
+        row = self.geometry.num_kv_heads * self.geometry.head_dim * _CODEBOOK_ITEM_BYTES
+        return self.num_books * row
+
+    @property
+    def budget(self) -> CodebookBudget | None:
+        """What codebooks may take; None where no format has any."""
+        formats = self.coded_formats
+        if not formats:
+            return None
+        return CodebookBudget(
+            overhead=self.codebook_overhead,
+            max_live=self.max_live_codebooks,
+            min_rows=max(page_format.codebook_rows(1) for page_format in formats),
+            max_rows=max(page_format.most_codebook_rows for page_format in formats),
+        )
+
+    def codebook_rows(self, num_pages: int) -> int:
+        """Rows of codebooks that so many pages, full of tokens, pay for; 0 without codebooks."""
+        return self.budget.total_rows(num_pages * self.page_size) if self.budget else 0
+
+    def num_bytes(self, num_pages: int) -> int:
+        """Bytes of so many pages and of the codebooks that belong to them."""
+        return num_pages * self.page_bytes + self.codebook_rows(num_pages) * self.codebook_row_bytes
+
+    def num_pages_for(self, budget_bytes: int) -> int:
+        """The most pages that fit, with their codebooks; `ConfigError` if not even one does."""
+        if self.num_bytes(1) > budget_bytes:
+            raise ConfigError(
+                f"a page takes {self.num_bytes(1)} bytes but the budget for the KV-cache is "
+                f"{budget_bytes}: raise it, or use a smaller page or format"
+            )
+        fits, too_many = 1, budget_bytes // self.page_bytes + 1
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            if self.num_bytes(middle) <= budget_bytes:
+                fits = middle
+            else:
+                too_many = middle
+        return fits
