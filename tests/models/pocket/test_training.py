@@ -184,9 +184,11 @@ def test_the_rate_warms_up_and_decays() -> None:
     assert trapezoid_rate(1.0, 500, 1.0) == pytest.approx(0.01)
 
 
-def test_every_layout_fits_a_clip_of_the_pool(pool: Path) -> None:
+@pytest.mark.parametrize("long_windows", [False, True])
+def test_every_layout_fits_a_clip_of_the_pool(pool: Path, long_windows: bool) -> None:
     rng = np.random.default_rng(0)
-    longest = max(3 * pick_layout(rng, progress=1.0).chunks for _ in range(100))
+    draws = [pick_layout(rng, progress=1.0, long_windows=long_windows) for _ in range(100)]
+    longest = max(3 * layout.chunks for layout in draws)
     assert 48 < longest <= ClipPool(pool).clip_latents
 
 
