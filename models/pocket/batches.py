@@ -75,9 +75,7 @@ class Batch(msgspec.Struct):
     layout: Layout
 
 
-def pick_layout(
-    rng: np.random.Generator, *, progress: float, long_windows: bool = False
-) -> Layout:
+def pick_layout(rng: np.random.Generator, *, progress: float, long_windows: bool = False) -> Layout:
     """Draw one of `LAYOUTS`, or `LONG_LAYOUTS`, at a part, 0 to 1, of the training."""
     layouts = LONG_LAYOUTS if long_windows else LAYOUTS
     weights = np.asarray([(1 - progress) * start + progress * end for start, end, _ in layouts])

@@ -8,7 +8,7 @@ temporary name and renamed.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import torch
@@ -27,7 +27,6 @@ from qvg_engine.models.pocket.family import (
     WEIGHTS_NAME,
     PocketConfig,
 )
-from qvg_engine.models.pocket.rollout import WINDOW_FRAMES
 from qvg_engine.models.pocket.teacher_forcing import FRAMES_PER_CHUNK, PocketModel
 from qvg_engine.models.pocket.train_network import (
     NETWORK,
@@ -40,6 +39,12 @@ from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.layout import to_published
 
+DEFAULT_WINDOW_FRAMES: Final = 18
+"""Latent frames of the window, unless a setting says otherwise.
+
+The network has learned with windows of up to 48. With the longest ones the camera of long videos
+slows down, a little with every chunk; see docs/pocket.md for what each window gives.
+"""
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -62,7 +67,7 @@ def export(folder: Path, *, model: PocketModel, vae: PocketVae) -> None:
                 SIZE // vae.spatial_factor,
             ),
             frames_per_chunk=FRAMES_PER_CHUNK,
-            window_frames=WINDOW_FRAMES,
+            window_frames=DEFAULT_WINDOW_FRAMES,
             timesteps=TIMESTEPS,
             warp_timesteps=True,
             shift=SHIFT,

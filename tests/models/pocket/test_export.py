@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qvg_engine.errors import CheckpointError
-from qvg_engine.models.pocket.export import export
+from qvg_engine.models.pocket.export import DEFAULT_WINDOW_FRAMES, export
 from qvg_engine.models.pocket.family import PocketCodec, load_pocket
 from qvg_engine.models.pocket.teacher_forcing import PocketModel
 from qvg_engine.models.pocket.train_network import new_model
@@ -40,7 +40,7 @@ def test_network_vae_and_vocabulary_survive(exported: tuple[Path, PocketModel, P
     rows, unknown = family.prompt_encoder.encode(PROMPT)
     assert torch.equal(rows, model.vocabulary.encode(PROMPT)[0])
     assert unknown == ()
-    assert family.settings.window_frames == 48
+    assert family.settings.window_frames == DEFAULT_WINDOW_FRAMES
 
 
 def test_nothing_is_left_beside_the_two_files(
