@@ -1,5 +1,7 @@
 """What a KV-cache is made of, and how a budget of bytes is divided into pages and codebooks."""
 
+from bisect import bisect_right
+
 import msgspec
 
 from qvg_engine.block_manager.codebook_budget import CodebookBudget
@@ -83,11 +85,5 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
                 f"a page takes {self.num_bytes(1)} bytes but the budget for the KV-cache is "
                 f"{budget_bytes}: raise it, or use a smaller page or format"
             )
-        fits, too_many = 1, budget_bytes // self.page_bytes + 1
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if self.num_bytes(middle) <= budget_bytes:
-                fits = middle
-            else:
-                too_many = middle
-        return fits
+        numbers = range(1, budget_bytes // self.page_bytes + 1)
+        return bisect_right(numbers, budget_bytes, key=self.num_bytes)

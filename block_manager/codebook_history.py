@@ -41,11 +41,6 @@ class CodebookHistory:
         self._occupancy = np.zeros((*shape, num_groups, num_centroids), np.float32)
         self._share_at_fit = np.zeros((*shape, num_groups, num_centroids), np.float32)
 
-    @property
-    def num_bytes(self) -> int:
-        """Host memory that the figures take."""
-        return 2 * self._occupancy.nbytes + 5 * self.ratio.nbytes + self.is_first.nbytes
-
     def record(
         self,
         *,

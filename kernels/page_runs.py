@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class PageColumns(Protocol):
@@ -69,3 +70,29 @@ class PageRuns:
         end = self.begin + np.clip(stop - starts, 0, lengths)
         kept = end > begin
         return PageRuns(self.page_id[kept], self.first_token[kept], begin[kept], end[kept])
+
+
+class PageSizes(Protocol):
+    """What all pages say of themselves, however they store their rows."""
+
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+def check_decode(pages: PageSizes, runs: PageRuns, out: Tensor, start: int) -> None:
+    """Assert that `runs` lie in `pages` and fit `out` from `start` on: kernels check no bounds."""
+    assert out.is_contiguous()
+    assert out.shape[::2] == (pages.num_heads, pages.head_dim), (out.shape, pages.num_heads)
+    assert 0 <= start <= start + runs.num_tokens <= out.shape[1], (start, out.shape)
+    if len(runs.page_id) == 0:
+        return
+    assert 0 <= runs.page_id.min() <= runs.page_id.max() < pages.num_pages, runs.page_id
+    assert 0 <= runs.begin.min() <= runs.end.max() <= pages.page_size, (runs.begin, runs.end)
+    assert (runs.begin <= runs.end).all(), (runs.begin, runs.end)
+    assert (runs.first_token + runs.begin).min() >= 0, runs.first_token

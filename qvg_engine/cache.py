@@ -1,8 +1,11 @@
 """The KV-cache of one engine: pages, their bookkeeping, the workspace, and what they take."""
 
+from collections.abc import Iterable, Mapping
+
 from qvg_engine.accounting import CacheAccount, CacheFigures
 from qvg_engine.block_manager.cache_layout import CacheLayout
-from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes
+from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
+from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.format import get_format
 from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_store import PageStore
@@ -83,6 +86,17 @@ class Cache:
             num_tokens=self.block_manager.num_live_tokens(),
             codebook_rows=0 if codebooks is None else codebooks.pool.num_reserved_rows,
         )
+
+    def record_spans(
+        self, commits: Iterable[PendingCommit], figures: Mapping[int, SpanFigures]
+    ) -> None:
+        """Note what was seen of commits that are to be published; `figures` by commit id."""
+        codebooks = self.block_manager.codebooks
+        if codebooks is None:
+            return
+        for commit in commits:
+            assert commit.span is not None
+            codebooks.record(commit.span, figures[commit.commit_id])
 
     def record_peak(self) -> None:
         """Remember this moment if more pages are in use than ever before."""

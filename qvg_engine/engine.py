@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -267,7 +267,10 @@ class VideoEngine:
     def _complete(self, plan: StepPlan, result: StepResult) -> Outputs:
         """Publish what went well, end what did not, and turn clean chunks into outputs."""
         advances, errors = self._advance(plan, result)
-        self._record_spans(plan, result, failed=errors.keys())
+        self._cache.record_spans(
+            [unit.commit for unit in plan.units if unit.commit and unit.request_id not in errors],
+            result.figures,
+        )
         self._scheduler.complete(plan, failed=errors.keys())
         self._cache.record_peak()
         for request_id, advance in advances.items():
@@ -285,16 +288,6 @@ class VideoEngine:
             self._end(request_id, "error", error=message) for request_id, message in errors.items()
         ]
         return outputs
-
-    def _record_spans(self, plan: StepPlan, result: StepResult, *, failed: Collection[str]) -> None:
-        """Let the block manager know what was seen of the spans that are to be published."""
-        codebooks = self._cache.block_manager.codebooks
-        for scheduled in plan.units:
-            commit = scheduled.commit
-            if codebooks is None or commit is None or scheduled.request_id in failed:
-                continue
-            assert commit.span is not None
-            codebooks.record(commit.span, result.figures[commit.commit_id])
 
     def _advance(
         self, plan: StepPlan, result: StepResult

@@ -1,5 +1,7 @@
 """What a request takes, and how many of its kind fit, before anything is generated."""
 
+from bisect import bisect_right
+
 import msgspec
 import torch
 
@@ -92,11 +94,8 @@ def _longest(config: EngineConfig, family: ModelFamily, num_pages: int) -> int |
     """The most pixel frames for which a video's pages fit, by bisection; None for any number."""
     if pages_for_video(config, family, MAX_PLANNED_FRAMES) <= num_pages:
         return None
-    fits, too_long = 0, MAX_PLANNED_FRAMES
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if pages_for_video(config, family, middle) <= num_pages:
-            fits = middle
-        else:
-            too_long = middle
-    return fits
+    return bisect_right(
+        range(1, MAX_PLANNED_FRAMES),
+        num_pages,
+        key=lambda num_frames: pages_for_video(config, family, num_frames),
+    )

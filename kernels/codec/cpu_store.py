@@ -261,10 +261,18 @@ def store(
     errors: NDArray[np.float64] = _store(
         page_arrays(pages),
         page_ids,
-        pages.codebooks.gather(np.array([slot]))[1][0].numpy(),
+        _widths(pages, slot),
         residual.numpy(),
         ids.numpy(),
         pages.group_channels,
         grid,
     )
     return errors
+
+
+def _widths(pages: CodedPages, slot: int) -> NDArray[np.float32]:
+    """fp32 [heads, head_dim]; ones where a format has no widths."""
+    widths = pages.codebooks.widths(slot)
+    if widths is None:
+        return np.ones((pages.num_heads, pages.head_dim), np.float32)
+    return np.asarray(widths.float().numpy())

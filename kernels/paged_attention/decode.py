@@ -6,9 +6,9 @@ from torch import Tensor
 
 from qvg_engine.kernels import codec
 from qvg_engine.kernels.codec.pages import CodedPages
-from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.page_runs import PageRuns, check_decode
 from qvg_engine.kernels.paged_attention import cpu, reference
-from qvg_engine.kernels.paged_attention.pages import Pages, PlainPages
+from qvg_engine.kernels.paged_attention.pages import Pages
 from qvg_engine.kernels.rope import RopeGrid
 
 
@@ -25,7 +25,7 @@ def decode(pages: Pages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeG
     if isinstance(pages, CodedPages):
         codec.decode(pages, runs, out, start=start, rope=rope)
         return
-    _check(pages, runs, out, start)
+    check_decode(pages, runs, out, start)
     kernel = cpu.decode if cpu.supports(pages.data, out) else reference.decode
     kernel(pages, runs, out, start=start, rope=rope)
 
@@ -56,16 +56,3 @@ def place(
         assert positions.min(initial=0) >= 0, positions.min()
     kernel = cpu.place if cpu.supports(rows, out) else reference.place
     kernel(rows, positions, out, start=start, rope=rope)
-
-
-def _check(pages: PlainPages, runs: PageRuns, out: Tensor, start: int) -> None:
-    """The kernels do not check bounds."""
-    assert out.is_contiguous()
-    assert out.shape[::2] == pages.data.shape[1::2], (out.shape, pages.data.shape)
-    assert 0 <= start <= start + runs.num_tokens <= out.shape[1], (start, out.shape)
-    if len(runs.page_id) == 0:
-        return
-    assert 0 <= runs.page_id.min() <= runs.page_id.max() < pages.num_pages, runs.page_id
-    assert 0 <= runs.begin.min() <= runs.end.max() <= pages.page_size, (runs.begin, runs.end)
-    assert (runs.begin <= runs.end).all(), (runs.begin, runs.end)
-    assert (runs.first_token + runs.begin).min() >= 0, runs.first_token
