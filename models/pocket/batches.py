@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qvg_engine.models.pocket.clips import FLAT_RGB, GROUND_RGB, Scene
+from qvg_engine.models.pocket.clips import FLAT_RGB, GROUND_RGB, STUMBLE_LATENTS, Scene
 from qvg_engine.models.pocket.pool import ClipPool
 from qvg_engine.models.pocket.teacher_forcing import FRAMES_PER_CHUNK, Layout
 
@@ -49,26 +49,27 @@ memory is.
 
 
 LONG_LAYOUTS: Final = (
-    (0.08, 0.08, Layout(batch=12, chunks=1, noisy_chunks=1, copies=2)),
-    (0.20, 0.20, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
-    (0.22, 0.22, Layout(batch=1, chunks=12, noisy_chunks=6, copies=2)),
-    (0.50, 0.50, Layout(batch=1, chunks=19, noisy_chunks=5, copies=2)),
+    (0.10, 0.10, Layout(batch=12, chunks=1, noisy_chunks=1, copies=2)),
+    (0.10, 0.10, Layout(batch=6, chunks=2, noisy_chunks=2, copies=2)),
+    (0.25, 0.25, Layout(batch=3, chunks=4, noisy_chunks=4, copies=2)),
+    (0.20, 0.20, Layout(batch=1, chunks=9, noisy_chunks=6, copies=2)),
+    (0.35, 0.35, Layout(batch=1, chunks=19, noisy_chunks=6, copies=2)),
 )
-"""The mixture of a last training on full windows.
+"""The mixture of a last training on full windows, which most of a long video is made with."""
 
-Most of a long video is generated with a full window. A network that has seen few of them lets the
-camera slow down, a little more with every chunk.
-"""
+STUMBLING_SHARE: Final = 0.5
+"""How many of the clips with context have a camera that stumbles."""
 
 
 class Batch(msgspec.Struct):
     """Chunks [B, n, 3, C, h, w] of clips, bf16, and the places of their clips in the pool.
 
-    `tracks` [B, n, 3, 3] is the shape's x, y and radius in pixels, `shape_weights` [B] what
-    `contrast_weight` says of each clip.
+    `on_pace` [B, n] says where the camera moves as it should. `tracks` [B, n, 3, 3] is the shape's
+    x, y and radius in pixels, `shape_weights` [B] what `contrast_weight` says of each clip.
     """
 
     chunks: Tensor
+    on_pace: Tensor
     tracks: Tensor
     shape_weights: Tensor
     clips: tuple[int, ...]
@@ -85,14 +86,18 @@ def pick_layout(rng: np.random.Generator, *, progress: float, long_windows: bool
 def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batch:
     """Random windows of random clips."""
     frames = layout.chunks * FRAMES_PER_CHUNK
-    clips = rng.integers(len(pool), size=layout.batch)
+    stumbling = rng.random(layout.batch) < (STUMBLING_SHARE if layout.chunks > 1 else 0.0)
+    clips = rng.integers(len(pool) // 2, size=layout.batch) * 2 + stumbling
     firsts = rng.integers(pool.clip_latents - frames + 1, size=layout.batch)
+    firsts = np.where(stumbling, firsts // STUMBLE_LATENTS * STUMBLE_LATENTS, firsts)
     places = list(zip(clips.tolist(), firsts.tolist(), strict=True))
     latents = torch.stack([pool.window(clip, first, frames) for clip, first in places])
     tracks = np.stack([pool.shape_track(clip, first, frames) for clip, first in places])
+    on_pace = np.stack([pool.on_pace(clip, first, frames) for clip, first in places])
     chunked = (layout.batch, -1, FRAMES_PER_CHUNK)
     return Batch(
         chunks=latents.bfloat16().view(*chunked, *latents.shape[2:]),
+        on_pace=torch.from_numpy(on_pace).view(*chunked).all(dim=2),
         tracks=torch.from_numpy(tracks).float().view(*chunked, 3),
         shape_weights=torch.tensor([contrast_weight(pool.scene(clip)) for clip, _ in places]),
         clips=tuple(clips.tolist()),
@@ -123,7 +128,10 @@ def soil_context(chunks: Tensor) -> Tensor:
 
 
 def token_weights(batch: Batch) -> Tensor:
-    """How much the error of each latent sample counts, [B, r, 1, 3, h, w], mean about one.
+    """How much the error of each latent sample counts, [B, r, 1, 3, h, w].
+
+    About one on average where the camera keeps its pace, and zero where it does not: a camera that
+    has lost its pace is what the network may find in its context, never what it should draw.
 
     The shape covers a fifth of the samples but is most of what a prompt is about; without more
     weight it is learned last and lost first.
@@ -136,7 +144,8 @@ def token_weights(batch: Batch) -> Tensor:
     reach = radius + LATENT_PIXELS / 3
     near = ((rows - y).abs() < reach) & ((columns - x).abs() < reach)
     shape_weights = SHAPE_WEIGHT * batch.shape_weights.view(-1, 1, 1, 1, 1)
-    return torch.where(near, shape_weights, GROUND_WEIGHT)[:, :, None]
+    on_pace = batch.on_pace[:, -batch.layout.noisy_chunks :, None, None, None]
+    return (torch.where(near, shape_weights, GROUND_WEIGHT) * on_pace)[:, :, None]
 
 
 def contrast_weight(scene: Scene) -> float:

@@ -19,6 +19,8 @@ GROUND_LENGTH: Final = 128
 """Pixels of ground along the camera's direction before it repeats."""
 FRAMES_PER_LATENT: Final = 4
 """Pixel frames that one latent frame stands for."""
+STUMBLE_LATENTS: Final = 3
+"""Latent frames that a stumbling camera moves at one speed, or a multiple of them."""
 RETURN_FRAMES: Final = (12, 16, 20, 28, 40)
 """Latent frames between ground leaving the view and coming back, one value for each speed."""
 
@@ -44,6 +46,10 @@ GROUND_RGB: Final = {
     "purple": ((70, 14, 102), (184, 104, 226)),
 }
 """The darkest and the lightest colour of a ground."""
+
+_LONGEST_STUMBLE = 16
+_FULL_STUMBLES = 0.7
+"""Share of stumbles in which the camera is slower than the slowest that should be."""
 
 _NUM_MODES = 12
 _OUTLINE_PIXELS = 1.5
@@ -75,12 +81,14 @@ class Clip(msgspec.Struct, frozen=True):
 
     `camera_offset` [T] float64 is the position, in pixels of ground, of the view's first row or
     column (modulo `GROUND_LENGTH` it names the ground that is seen); `speed` is in pixels a frame.
+    `on_pace` [T] is where the camera moves as it should: everywhere, unless it stumbles.
     """
 
     frames: NDArray[np.uint8]
     scene: Scene
     camera_offset: NDArray[np.float64]
     speed: float
+    on_pace: NDArray[np.bool_]
 
 
 def all_scenes() -> tuple[Scene, ...]:
@@ -100,14 +108,26 @@ def scene_of(seed: int) -> Scene:
     return _pick_scene(np.random.default_rng(seed))
 
 
-def draw_clip(seed: int, *, num_frames: int, scene: Scene | None = None) -> Clip:
-    """The clip of a seed; without `scene` the seed also picks what it shows."""
-    plan = _plan(seed, num_frames, scene)
+def draw_clip(
+    seed: int, *, num_frames: int, scene: Scene | None = None, stumbling: bool = False
+) -> Clip:
+    """The clip of a seed; without `scene` the seed also picks what it shows.
+
+    With `stumbling` the camera loses its pace and finds it again, over and over: first for up to
+    `_LONGEST_STUMBLE` of its pieces, in which it moves slower than any camera should.
+    """
+    plan = _plan(seed, num_frames, scene, stumbling=stumbling)
     view = _view(plan.ground, plan.camera_offset)
     if plan.scene.direction in ("left", "right"):
         view = view.swapaxes(1, 2)
     frames = _paint_shape(np.ascontiguousarray(view), plan.scene, plan.track)
-    return Clip(frames=frames, scene=plan.scene, camera_offset=plan.camera_offset, speed=plan.speed)
+    return Clip(
+        frames=frames,
+        scene=plan.scene,
+        camera_offset=plan.camera_offset,
+        speed=plan.speed,
+        on_pace=plan.on_pace,
+    )
 
 
 def shape_track(seed: int, *, num_frames: int) -> NDArray[np.float64]:
@@ -115,27 +135,74 @@ def shape_track(seed: int, *, num_frames: int) -> NDArray[np.float64]:
     return _plan(seed, num_frames, None).track
 
 
+def stumbling_pace(seed: int, *, num_frames: int) -> NDArray[np.bool_]:
+    """`on_pace` [T] of a seed's stumbling clip."""
+    return _plan(seed, num_frames, None, stumbling=True).on_pace
+
+
 class _Plan(msgspec.Struct, frozen=True):
     scene: Scene
     ground: NDArray[np.float32]
     camera_offset: NDArray[np.float64]
     speed: float
+    on_pace: NDArray[np.bool_]
     track: NDArray[np.float64]
 
 
-def _plan(seed: int, num_frames: int, scene: Scene | None) -> _Plan:
+def _plan(seed: int, num_frames: int, scene: Scene | None, *, stumbling: bool = False) -> _Plan:
     """Everything that the seed decides; the order of draws is part of what a seed means."""
     rng = np.random.default_rng(seed)
     picked = _pick_scene(rng)
     scene = picked if scene is None else scene
     ground = _ground(rng, scene.background)
-    return_frames = RETURN_FRAMES[int(rng.integers(len(RETURN_FRAMES)))]
-    speed = (GROUND_LENGTH - SIZE) / (FRAMES_PER_LATENT * return_frames)
+    speed = _camera_speed(RETURN_FRAMES[int(rng.integers(len(RETURN_FRAMES)))])
     sign = 1.0 if scene.direction in ("right", "down") else -1.0
     steps = np.arange(num_frames, dtype=np.float64)
     offset = rng.uniform(0, GROUND_LENGTH) + sign * speed * steps
     track = _bouncing_track(rng, num_frames)
-    return _Plan(scene=scene, ground=ground, camera_offset=offset, speed=speed, track=track)
+    on_pace = np.ones(num_frames, dtype=bool)
+    if stumbling:
+        speeds, on_pace = _stumble(rng, num_frames, speed)
+        offset = offset[0] + sign * (np.cumsum(speeds) - speeds[0])
+    return _Plan(
+        scene=scene,
+        ground=ground,
+        camera_offset=offset,
+        speed=speed,
+        on_pace=on_pace,
+        track=track,
+    )
+
+
+def _camera_speed(return_frames: int) -> float:
+    """Pixels a frame that bring ground back `return_frames` latent frames after it left."""
+    return (GROUND_LENGTH - SIZE) / (FRAMES_PER_LATENT * return_frames)
+
+
+def _stumble(
+    rng: np.random.Generator, num_frames: int, speed: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Speeds [T] of a camera that loses its pace again and again, and where it keeps it [T].
+
+    How slow it becomes says nothing of the pace that it finds afterwards.
+    """
+    speeds, on_pace = np.empty(num_frames), np.zeros(num_frames, dtype=bool)
+    step = STUMBLE_LATENTS * FRAMES_PER_LATENT
+    frame, length = 0, int(rng.integers(1, _LONGEST_STUMBLE + 1))
+    keeps_pace = False
+    while frame < num_frames:
+        piece = slice(frame, frame + length * step)
+        on_pace[piece] = keeps_pace
+        if keeps_pace:
+            speeds[piece] = _camera_speed(int(rng.choice(RETURN_FRAMES[2:])))
+        elif rng.random() < _FULL_STUMBLES:
+            speeds[piece] = rng.uniform(0.0, 0.9) * _camera_speed(RETURN_FRAMES[-1])
+        else:
+            speeds[piece] = rng.uniform(0.4, 0.9) * speed
+        frame += length * step
+        keeps_pace = not keeps_pace
+        length = int(rng.integers(1, 3))
+    return speeds, on_pace
 
 
 def _pick_scene(rng: np.random.Generator) -> Scene:

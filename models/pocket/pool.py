@@ -18,11 +18,17 @@ from qvg_engine.models.pocket.clips import (
     draw_clip,
     scene_of,
     shape_track,
+    stumbling_pace,
 )
 from qvg_engine.models.pocket.vae import PocketVae
 
 CLIP_LATENTS: Final = 60
 """Latent frames of every clip in a pool: a full window of 48 and some history before it."""
+
+
+def stumbles(clip: int) -> bool:
+    """Whether the camera of a pool's clip stumbles: every other one's does."""
+    return clip % 2 == 1
 
 
 class _PoolIndex(msgspec.Struct, frozen=True):
@@ -47,6 +53,7 @@ class ClipPool:
         self._index = index
         self._latents = _map_latents(folder, index)
         self._tracks: dict[int, NDArray[np.float64]] = {}
+        self._paces: dict[int, NDArray[np.bool_]] = {}
 
     def refresh(self) -> int:
         """Look again how many clips are there, and return it."""
@@ -73,6 +80,16 @@ class ClipPool:
             self._tracks[clip] = track.reshape(-1, FRAMES_PER_LATENT, 3).mean(axis=1)
         return self._tracks[clip][first : first + length]
 
+    def on_pace(self, clip: int, first: int, length: int) -> NDArray[np.bool_]:
+        """Whether the camera keeps its pace in all of a latent frame, [length]."""
+        if not stumbles(clip):
+            return np.ones(length, dtype=bool)
+        if clip not in self._paces:
+            frames = FRAMES_PER_LATENT * self.clip_latents
+            pace = stumbling_pace(self._index.first_seed + clip, num_frames=frames)
+            self._paces[clip] = pace.reshape(-1, FRAMES_PER_LATENT).all(axis=1)
+        return self._paces[clip][first : first + length]
+
     def window(self, clip: int, first: int, length: int) -> Tensor:
         """Latent frames [length, C, h, w] of a clip, fp32."""
         return self._latents[clip, first : first + length].float()
@@ -94,8 +111,12 @@ def build_pool(
     latents = _map_latents(folder, index)
 
     def draw(clip: int) -> Tensor:
-        frames = draw_clip(index.first_seed + clip, num_frames=FRAMES_PER_LATENT * clip_latents)
-        return torch.from_numpy(frames.frames)
+        drawn = draw_clip(
+            index.first_seed + clip,
+            num_frames=FRAMES_PER_LATENT * clip_latents,
+            stumbling=stumbles(clip),
+        )
+        return torch.from_numpy(drawn.frames)
 
     vae = vae.eval()
     with ThreadPoolExecutor(1) as executor:

@@ -8,11 +8,13 @@ from qvg_engine.models.pocket.clips import (
     GROUND_LENGTH,
     RETURN_FRAMES,
     SIZE,
+    STUMBLE_LATENTS,
     Scene,
     all_scenes,
     draw_clip,
     scene_of,
     shape_track,
+    stumbling_pace,
 )
 
 
@@ -70,3 +72,31 @@ def test_the_shape_stays_wholly_in_view() -> None:
         edge[1:-1, 1:-1] = False
         assert not red[:, edge].any()
         assert red.sum(axis=(1, 2)).min() > 200
+
+
+def test_a_stumbling_camera_is_slower_than_any_should_be_until_it_finds_a_pace() -> None:
+    real = [(GROUND_LENGTH - SIZE) / (FRAMES_PER_LATENT * frames) for frames in RETURN_FRAMES]
+    slow, shares = 0, []
+    for seed in range(20):
+        clip = draw_clip(seed, num_frames=240, stumbling=True)
+        straight = draw_clip(seed, num_frames=1)
+        assert (clip.scene, clip.speed) == (straight.scene, straight.speed)
+        assert np.array_equal(clip.frames[0], straight.frames[0])
+        assert not clip.on_pace[0]
+        assert np.array_equal(clip.on_pace, stumbling_pace(seed, num_frames=240))
+        pieces = clip.on_pace.reshape(-1, STUMBLE_LATENTS * FRAMES_PER_LATENT)
+        assert (pieces == pieces[:, :1]).all()
+        forward = 1.0 if clip.scene.direction in ("right", "down") else -1.0
+        speeds = forward * np.diff(clip.camera_offset)
+        assert np.isclose(speeds[:, None], real, atol=1e-9).any(1)[clip.on_pace[1:]].all()
+        stumbles = speeds[~clip.on_pace[1:]]
+        assert (stumbles >= 0).all()
+        assert (stumbles < clip.speed).mean() > 0.5
+        slow += int((stumbles < min(real)).sum())
+        shares.append(clip.on_pace.mean())
+    assert slow > 1000
+    assert 0.2 < np.mean(shares) < 0.6
+
+
+def test_a_camera_keeps_its_pace_unless_it_is_to_stumble() -> None:
+    assert draw_clip(3, num_frames=60).on_pace.all()

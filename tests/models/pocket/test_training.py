@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from qvg_engine.errors import ConfigError
-from qvg_engine.models.pocket.batches import LEVELS, SHIFT, TIMESTEPS, add_noise, pick_layout
+from qvg_engine.models.pocket.batches import (
+    LEVELS,
+    SHIFT,
+    TIMESTEPS,
+    add_noise,
+    draw_batch,
+    pick_layout,
+    token_weights,
+)
 from qvg_engine.models.pocket.export import export
 from qvg_engine.models.pocket.optimizer import orthogonalize
 from qvg_engine.models.pocket.pool import ClipPool, build_pool
@@ -190,6 +198,20 @@ def test_every_layout_fits_a_clip_of_the_pool(pool: Path, long_windows: bool) ->
     draws = [pick_layout(rng, progress=1.0, long_windows=long_windows) for _ in range(100)]
     longest = max(3 * layout.chunks for layout in draws)
     assert 48 < longest <= ClipPool(pool).clip_latents
+
+
+def test_a_stumbling_camera_is_context_and_never_target(pool: Path) -> None:
+    clips = ClipPool(pool)
+    rng = np.random.default_rng(0)
+    single = Layout(batch=12, chunks=1, noisy_chunks=1, copies=2)
+    assert set(draw_batch(clips, single, rng).clips) == {0}
+    batch = draw_batch(clips, Layout(batch=12, chunks=4, noisy_chunks=3, copies=2), rng)
+    assert set(batch.clips) == {0, 1}
+    weighs = token_weights(batch).gt(0).flatten(2)
+    assert (weighs == batch.on_pace[:, -3:, None]).all()
+    stumbling = torch.tensor(batch.clips) == 1
+    assert batch.on_pace[~stumbling].all()
+    assert not batch.on_pace[stumbling].all()
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 1), (-1.0, None), (None, 0)])
