@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.nn.functional import scaled_dot_product_attention
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
+from qvg_engine.block_manager.codebook_policy import CodebookAction, SpanPlan
 from qvg_engine.block_manager.format import CacheGeometry, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
@@ -49,6 +51,9 @@ SHAPES = {
     "256x8192x4x64": Shape(
         num_queries=256, num_tokens=8192, num_heads=4, head_dim=64, frame=(16, 16), num_rounds=20
     ),
+    "1560x8192x4x64": Shape(
+        num_queries=1560, num_tokens=8192, num_heads=4, head_dim=64, frame=(16, 16), num_rounds=8
+    ),
     "pocket-192x3072x2x128": Shape(
         num_queries=192, num_tokens=3072, num_heads=2, head_dim=128, frame=(8, 8), num_rounds=40
     ),
@@ -58,6 +63,23 @@ SHAPES = {
         num_queries=1560, num_tokens=9360, num_heads=2, head_dim=128, frame=(30, 52), num_rounds=5
     ),
 }
+
+
+def plan_of_first_span(layout: CacheLayout) -> SpanPlan | None:
+    """Fit a codebook into slot 0 of each book; None where there are no books."""
+    books = layout.num_books
+    if not books:
+        return None
+    return SpanPlan(
+        actions=np.full(books, CodebookAction.FIT, np.int8),
+        slots=np.zeros(books, np.int32),
+        warm_from=np.full(books, -1, np.int32),
+    )
+
+
+def slot_of_all_rows(layout: CacheLayout, num_pages: int) -> NDArray[np.int32]:
+    """A row table of one slot."""
+    return np.arange(layout.codebook_rows(num_pages), dtype=np.int32)[None]
 
 
 class Pass:
@@ -75,7 +97,14 @@ class Pass:
             codebook_overhead=0.33,
             max_live_codebooks=1,
         )
-        self.store = PageStore(layout, num_pages=num_pages, device="cpu", dtype=dtype)
+        self.span = plan_of_first_span(layout)
+        self.store = PageStore(
+            layout,
+            num_pages=num_pages,
+            device="cpu",
+            dtype=dtype,
+            row_table=None if self.span is None else slot_of_all_rows(layout, num_pages),
+        )
         self.page_ids = np.random.default_rng(0).permutation(num_pages).astype(np.int32)
         self.rows = torch.randn(2, tokens, heads, head_dim).to(dtype)
         self.write()
@@ -104,7 +133,8 @@ class Pass:
         return read + self.rows.nbytes
 
     def write(self) -> None:
-        self.store.write(0, self.page_ids, keys=self.rows[0], values=self.rows[1])
+        keys, values = self.rows
+        self.store.write(0, self.page_ids, keys=keys, values=values, span=self.span)
 
     def decode(self) -> None:
         pages, runs = self.segment.pages, self.segment.runs
@@ -152,7 +182,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
     return SHAPES[request.param]
 
 
-@pytest.fixture(params=["fp32-dense", "fp32-bf16", "bf16-dense"])
+@pytest.fixture(params=["fp32-dense", "fp32-bf16", "bf16-dense", "fp32-q2", "fp32-q1"])
 def case(request: pytest.FixtureRequest, shape: Shape) -> Pass:
     """Compute dtype and page format."""
     compute, page_format = request.param.split("-")

@@ -6,6 +6,8 @@ The keys of one layer of Wan 1.3B: a chunk of 4,680 tokens, 256 centroids a head
 the same centroids, with one thread, and end with the same inertia. Each round times both, by the
 processor's clock, so that other load on the machine counts little. An iteration is the difference
 of fits that differ in length only.
+
+The small problems are those of a commit of the embedded model: one layer's keys of 192 tokens.
 """
 
 import time
@@ -17,7 +19,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from qvg_engine.kernels.kmeans import KMeansSettings, fit, initial_centroids
+from qvg_engine.kernels.kmeans import KMeansSettings, assign, fit, initial_centroids
 
 NUM_HEADS, NUM_TOKENS, HEAD_DIM, NUM_CENTROIDS = 12, 4680, 128, 256
 SHORT, LONG = 1, 4
@@ -108,3 +110,29 @@ def test_seeding(benchmark: BenchmarkFixture, points: Tensor) -> None:
     torch.set_num_threads(1)
     pedantic: Callable[..., Tensor] = benchmark.pedantic
     pedantic(lambda: initial_centroids(points, NUM_CENTROIDS, seed=0), rounds=NUM_ROUNDS)
+
+
+@pytest.fixture(scope="module")
+def small_points() -> Tensor:
+    """Two heads of 192 tokens of 60 kinds."""
+    torch.manual_seed(0)
+    kinds = torch.randn(2, 60, HEAD_DIM) + 2 * torch.randn(2, 1, HEAD_DIM)
+    return kinds[:, torch.randint(60, (192,))] + 0.7 * torch.randn(2, 192, HEAD_DIM)
+
+
+@pytest.mark.benchmark(group="k-means, 2 heads, 192 tokens", timer=time.process_time)
+@pytest.mark.parametrize("num_centroids", [30, 48])
+@pytest.mark.parametrize("what", ["assign", "fit", "seeding"])
+def test_small_problem(
+    benchmark: BenchmarkFixture, small_points: Tensor, what: str, num_centroids: int
+) -> None:
+    torch.set_num_threads(1)
+    initial = initial_centroids(small_points, num_centroids, seed=0)
+    settings = KMeansSettings(iterations=8)
+    calls: dict[str, Callable[[], object]] = {
+        "assign": lambda: assign(small_points, initial),
+        "fit": lambda: fit(small_points, initial, settings),
+        "seeding": lambda: initial_centroids(small_points, num_centroids, seed=0),
+    }
+    pedantic: Callable[..., object] = benchmark.pedantic
+    pedantic(calls[what], warmup_rounds=1, rounds=50, iterations=20)

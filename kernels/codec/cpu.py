@@ -1,18 +1,21 @@
 """Decoding on the CPU (Numba), bit-equal to the reference.
 
-The rows of a page are built in a scratch buffer that stays in the cache, and rotated or rounded
-from there into their places, in the calling thread. Encoding is in `cpu_store.py`. See
-`kernels/rope/cpu.py` for the cache of compiled code.
+The codebooks of a call are widened once, then rows of a page are built in a scratch buffer that
+stays in the cache, and rotated or rounded from there into their places. Large calls use several
+threads. Encoding is in `cpu_store.py`. See `kernels/rope/cpu.py` for the cache of compiled code.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from torch import Tensor
 
-from qvg_engine.kernels.codec.elements import as_elements, read
+from qvg_engine.kernels.codec.arrays import page_arrays
+from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.kmeans.threads import for_heads
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.cpu import (
@@ -24,21 +27,18 @@ from qvg_engine.kernels.rope.cpu import (
     table_arrays,
 )
 
-
-class PageArrays(NamedTuple):
-    """The arrays of `CodedPages`; `levels` has an entry for every possible code."""
-
-    codes: Any
-    ids: Any
-    scales: Any
-    channel_groups: Any
-    levels: Any
-    bits: Any
+_ELEMENT_WORK = 64
+"""Multiply-adds that take as long as decoding an element."""
 
 
-class BookArrays(NamedTuple):
-    """The codebooks that a call needs, side by side in fp32, see `Codebooks.gather`."""
+class _Books(NamedTuple):
+    """The codebooks that a call needs, in fp32.
 
+    of_entry: int64 [entries], which of them each entry of the block table refers to.
+    centroids: [books, heads, stages, most centroids, head_dim]; widths: [books, heads, head_dim].
+    """
+
+    of_entry: Any
     centroids: Any
     widths: Any
 
@@ -73,19 +73,118 @@ def _make_scratch(pages: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def _load_books(pages: Any, page_id: Any, first_head: Any, last_head: Any) -> Any:
+    """The codebooks that pages refer to, for some of the heads."""
+    slots = np.empty(page_id.shape[0], np.int64)
+    of_entry = np.empty(page_id.shape[0], np.int64)
+    num_books, most = 0, np.int64(0)
+    for entry in range(page_id.shape[0]):
+        slot = np.int64(pages.slot_of_page[page_id[entry]])
+        book = 0
+        while book < num_books and slots[book] != slot:
+            book += 1
+        if book == num_books:
+            slots[book] = slot
+            num_books += 1
+            if pages.counts[slot] > most:
+                most = np.int64(pages.counts[slot])
+        of_entry[entry] = book
+    num_heads, head_dim = pages.rows.shape[1:]
+    num_stages = pages.ids.shape[2]
+    centroids = np.empty((num_books, num_heads, num_stages, most, head_dim), np.float32)
+    widths = np.ones((num_books, num_heads, head_dim), np.float32)
+    for book in range(num_books):
+        table, count = pages.row_table[slots[book]], pages.counts[slots[book]]
+        for head in range(first_head, last_head):
+            first = 0
+            if pages.has_widths:
+                _widen(pages.rows[table[0], head], widths[book, head])
+                first = 1
+            for stage in range(num_stages):
+                for centroid in range(count):
+                    source = pages.rows[table[first + stage * count + centroid], head]
+                    _widen(source, centroids[book, head, stage, centroid])
+    return _Books(of_entry, centroids, widths)
+
+
+@njit(nogil=True, cache=True)
+def _widen(stored: Any, out: Any) -> None:
+    for i in range(out.shape[0]):
+        out[i] = read(stored[i])
+
+
+@njit(nogil=True, cache=True)
 def _fill_rows(
-    pages: Any, books: Any, page: Any, book: Any, head: Any, begin: Any, end: Any, scratch: Any
+    pages: Any, books: Any, entry: Any, page: Any, head: Any, begin: Any, end: Any, scratch: Any
 ) -> None:
     """Decode the slots [begin, end) of a page into the first rows of the scratch."""
     # Views are made for all the rows at once: for each of them, they would take half of the time.
+    book = books.of_entry[entry]
     packed, stored = pages.codes[page, head], pages.scales[page, head]
     centroids, width = books.centroids[book, head], books.widths[book, head]
-    ids = pages.ids[page, head]
+    ids, rows = pages.ids[page, head], scratch.rows
+    if pages.plane_groups[0] >= 0 and ids.shape[0] > 0:
+        _fill_by_plane(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
+    else:
+        _fill_by_channel(pages, packed, stored, width, begin, end, scratch)
+        if ids.shape[0] > 0:
+            _add_centroids(ids[0], centroids[0], begin, end, rows)
+    for stage in range(1, ids.shape[0]):
+        _add_centroids(ids[stage], centroids[stage], begin, end, rows)
+
+
+@njit(nogil=True, cache=True)
+def _fill_by_plane(
+    pages: Any,
+    packed: Any,
+    stored: Any,
+    ids: Any,
+    centroids: Any,
+    width: Any,
+    begin: Any,
+    end: Any,
+    scratch: Any,
+) -> None:
+    """Levels times scales and widths, plus the first centroid, where a plane is of one group."""
+    levels, group_scale, rows = pages.levels, scratch.group_scale, scratch.rows
+    size = packed.shape[1]
+    num_planes = pages.plane_groups.shape[0]
+    mask = np.int32((1 << pages.bits) - 1)
+    for slot in range(begin, end):
+        row, centroid = slot - begin, np.int64(ids[slot])
+        for group in range(stored.shape[1]):
+            group_scale[group] = read(stored[slot, group])
+        for plane in range(num_planes):
+            scale = group_scale[pages.plane_groups[plane]]
+            shift = np.int32(plane * pages.bits)
+            first = plane * size
+            if pages.bits > 2:
+                for j in range(size):
+                    # Not as uint8: that would become int64, four times as wide.
+                    code = (np.int32(packed[slot, j]) >> shift) & mask
+                    value = levels[code] * scale * width[first + j]
+                    rows[row, first + j] = value + centroids[centroid, first + j]
+                continue
+            # Choosing takes a third of the time of looking up.
+            value_0, value_1 = levels[0] * scale, levels[1] * scale
+            value_2, value_3 = levels[2] * scale, levels[3] * scale
+            for j in range(size):
+                code = (np.int32(packed[slot, j]) >> shift) & mask
+                low = value_1 if code & 1 else value_0
+                high = value_3 if code & 1 else value_2
+                value = (high if code & 2 else low) * width[first + j]
+                rows[row, first + j] = value + centroids[centroid, first + j]
+
+
+@njit(nogil=True, cache=True)
+def _fill_by_channel(
+    pages: Any, packed: Any, stored: Any, width: Any, begin: Any, end: Any, scratch: Any
+) -> None:
+    """Levels times scales and widths, whatever the groups."""
     groups, levels = pages.channel_groups, pages.levels
     code, planes, group_scale, scale, rows = scratch
     head_dim = rows.shape[1]
     mask = np.int32((1 << pages.bits) - 1)
-    level_0, level_1, level_2, level_3 = levels[0], levels[1], levels[2], levels[3]
     for slot in range(begin, end):
         row = slot - begin
         for group in range(stored.shape[1]):
@@ -95,43 +194,38 @@ def _fill_rows(
         shift = np.int32(0)
         for plane in range(planes.shape[0]):
             for j in range(planes.shape[1]):
-                # Not as uint8: that would become int64, four times as wide.
                 planes[plane, j] = (np.int32(packed[slot, j]) >> shift) & mask
             shift += np.int32(pages.bits)
-        if pages.bits > 2:
-            for i in range(head_dim):
-                rows[row, i] = levels[code[i]] * scale[i] * width[i]
-        else:
-            # Choosing takes a third of the time of looking up.
-            for i in range(head_dim):
-                low = level_1 if code[i] & 1 else level_0
-                high = level_3 if code[i] & 1 else level_2
-                rows[row, i] = (high if code[i] & 2 else low) * scale[i] * width[i]
-        for stage in range(ids.shape[0]):
-            centroid = np.int64(ids[stage, slot])
-            for i in range(head_dim):
-                rows[row, i] += centroids[stage, centroid, i]
+        for i in range(head_dim):
+            rows[row, i] = levels[code[i]] * scale[i] * width[i]
+
+
+@njit(nogil=True, cache=True)
+def _add_centroids(ids: Any, centroids: Any, begin: Any, end: Any, rows: Any) -> None:
+    for slot in range(begin, end):
+        row, centroid = slot - begin, np.int64(ids[slot])
+        for i in range(rows.shape[1]):
+            rows[row, i] += centroids[centroid, i]
 
 
 @njit(nogil=True, cache=True)
 def _decode(
     pages: Any,
-    books: Any,
     page_id: Any,
-    book: Any,
     begin: Any,
     end: Any,
     out: Any,
     start: Any,
+    first_head: Any,
+    last_head: Any,
 ) -> None:
+    books = _load_books(pages, page_id, first_head, last_head)
     scratch = _make_scratch(pages)
     rows = scratch.rows
     for entry in range(page_id.shape[0]):
-        count = end[entry] - begin[entry]
-        for head in range(out.shape[0]):
-            _fill_rows(
-                pages, books, page_id[entry], book[entry], head, begin[entry], end[entry], scratch
-            )
+        page, count = page_id[entry], end[entry] - begin[entry]
+        for head in range(first_head, last_head):
+            _fill_rows(pages, books, entry, page, head, begin[entry], end[entry], scratch)
             for row in range(count):
                 for i in range(rows.shape[1]):
                     out[head, start + row, i] = narrow(rows[row, i], out)
@@ -141,9 +235,7 @@ def _decode(
 @njit(nogil=True, cache=True)
 def _decode_rotated(
     pages: Any,
-    books: Any,
     page_id: Any,
-    book: Any,
     first_token: Any,
     begin: Any,
     end: Any,
@@ -154,19 +246,20 @@ def _decode_rotated(
     w: Any,
     out: Any,
     start: Any,
+    first_head: Any,
+    last_head: Any,
 ) -> None:
+    books = _load_books(pages, page_id, first_head, last_head)
     scratch = _make_scratch(pages)
     rows = scratch.rows
     cos = np.empty((rows.shape[0], rows.shape[1] // 2), np.float64)
     sin = np.empty((rows.shape[0], rows.shape[1] // 2), np.float64)
     for entry in range(page_id.shape[0]):
-        count = end[entry] - begin[entry]
+        page, count = page_id[entry], end[entry] - begin[entry]
         position = first_token[entry] + begin[entry]
         fill_angles(position, height, grid_width, t, h, w, cos[:count], sin[:count])
-        for head in range(out.shape[0]):
-            _fill_rows(
-                pages, books, page_id[entry], book[entry], head, begin[entry], end[entry], scratch
-            )
+        for head in range(first_head, last_head):
+            _fill_rows(pages, books, entry, page, head, begin[entry], end[entry], scratch)
             for row in range(count):
                 rotate_row(rows[row], cos[row], sin[row], out[head, start + row])
         start += count
@@ -182,34 +275,17 @@ def writes(out: Tensor) -> bool:
     return out.device.type == "cpu" and out.dtype in SUPPORTED_DTYPES
 
 
-def page_arrays(pages: CodedPages) -> PageArrays:
-    """What Numba code sees of pages."""
-    levels = pages.spec.levels
-    return PageArrays(
-        codes=as_elements(pages.codes),
-        ids=as_elements(pages.ids),
-        scales=as_elements(pages.scales),
-        channel_groups=pages.channel_groups,
-        levels=np.array(levels + (16 - len(levels)) * (0.0,), np.float32),
-        bits=np.int64(pages.spec.bits),
-    )
-
-
 def decode(
     pages: CodedPages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeGrid | None
 ) -> None:
     """See `decode.decode`; `out` in fp32 or bf16 only."""
     stored, target = page_arrays(pages), as_array(out)
-    used, book = np.unique(pages.slot_of_page[runs.page_id], return_inverse=True)
-    books = BookArrays(*(x.numpy() for x in pages.codebooks.gather(used)))
     if rope is None:
-        _decode(stored, books, runs.page_id, book, runs.begin, runs.end, target, start)
+        ends = (runs.page_id, runs.begin, runs.end, target, start)
+        _for_heads(pages, runs, lambda *heads: _decode(stored, *ends, *heads))
         return
-    _decode_rotated(
-        stored,
-        books,
+    turned = (
         runs.page_id,
-        book,
         runs.first_token,
         runs.begin,
         runs.end,
@@ -219,3 +295,9 @@ def decode(
         target,
         start,
     )
+    _for_heads(pages, runs, lambda *heads: _decode_rotated(stored, *turned, *heads))
+
+
+def _for_heads(pages: CodedPages, runs: PageRuns, task: Callable[[int, int], None]) -> None:
+    work = _ELEMENT_WORK * runs.num_tokens * pages.num_heads * pages.head_dim
+    for_heads(task, pages.num_heads, work, is_even=True)

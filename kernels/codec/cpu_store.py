@@ -4,6 +4,7 @@ Goes through blocks of tokens with the token innermost: every step is then the s
 them, and a sum over the channels of a token adds in their order.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,11 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.codec.cpu import page_arrays
+from qvg_engine.kernels.codec.arrays import page_arrays
 from qvg_engine.kernels.codec.elements import read, write
 from qvg_engine.kernels.codec.packing import pack_row
 from qvg_engine.kernels.codec.pages import CodedPages
-from qvg_engine.kernels.codec.spec import PEAK_FACTORS, SPREAD_FACTORS
+from qvg_engine.kernels.codec.spec import PEAK_FACTORS, SPREAD_FACTORS, CodecSpec
 
 # Scratch buffers of 128 channels and a block of tokens stay in the L1 and L2 caches.
 _BLOCK = 64
@@ -247,8 +248,21 @@ def store(
     """See `reference.store`."""
     if not residual.shape[1]:
         return np.zeros(residual.shape[0])
-    spec = pages.spec
-    grid = _Grid(
+    errors: NDArray[np.float64] = _store(
+        page_arrays(pages),
+        page_ids,
+        _widths(pages, slot),
+        residual.numpy(),
+        ids.numpy(),
+        pages.group_channels,
+        _grid(pages.spec),
+    )
+    return errors
+
+
+@functools.cache
+def _grid(spec: CodecSpec) -> _Grid:
+    return _Grid(
         levels=np.array(spec.levels, np.float32),
         thresholds=np.array(spec.thresholds, np.float32),
         top=np.float32(spec.top),
@@ -258,16 +272,6 @@ def store(
         spread_factors=np.array(SPREAD_FACTORS),
         peak_factors=np.array(PEAK_FACTORS),
     )
-    errors: NDArray[np.float64] = _store(
-        page_arrays(pages),
-        page_ids,
-        _widths(pages, slot),
-        residual.numpy(),
-        ids.numpy(),
-        pages.group_channels,
-        grid,
-    )
-    return errors
 
 
 def _widths(pages: CodedPages, slot: int) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""Stored scales as Numba code sees them.
+"""Stored scales and centroids as Numba code sees them.
 
-Numba has no type for them, so they are told apart by an integer type of their size: uint8 is E4M3,
-int16 is float16.
+Numba has no type for most of them, so they are told apart by an integer type of their size: uint8
+is E4M3, int16 is float16, uint16 is bfloat16.
 """
 
 from typing import Any
@@ -16,10 +16,13 @@ from torch import Tensor
 
 from qvg_engine.kernels.codec.e4m3 import decode_e4m3, encode_e4m3, round_bits
 
+_BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}
+
 
 def as_elements(x: Tensor) -> NDArray[Any]:
-    """A CPU tensor of bytes or scales as an array over the same memory."""
-    return (x.view(torch.int16) if x.dtype == torch.float16 else x).numpy()
+    """A CPU tensor of bytes, scales or centroids as an array over the same memory."""
+    bits = _BITS.get(x.dtype)
+    return (x if bits is None else x.view(bits)).numpy()
 
 
 @njit(nogil=True, cache=True)
@@ -53,7 +56,18 @@ def _read(element: Any) -> Any:
     def from_float16(element: Any) -> Any:
         return decode_float16(element)
 
-    return from_e4m3 if element == types.uint8 else from_float16
+    def from_bfloat16(element: Any) -> Any:
+        return np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
+
+    def from_float32(element: Any) -> Any:
+        return element
+
+    return {
+        types.uint8: from_e4m3,
+        types.int16: from_float16,
+        types.uint16: from_bfloat16,
+        types.float32: from_float32,
+    }[element]
 
 
 def write(value: Any, like: Any) -> Any:

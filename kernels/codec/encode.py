@@ -10,7 +10,7 @@ from torch import Tensor
 from qvg_engine.kernels import kmeans
 from qvg_engine.kernels.codec import cpu, cpu_store, reference
 from qvg_engine.kernels.codec.pages import CodedPages
-from qvg_engine.kernels.kmeans.finite import require_finite
+from qvg_engine.kernels.codec.residual import Points, stage_centroids, subtract, to_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,64 +50,38 @@ def encode_span(
     Raises `NonFiniteError` for NaN or infinity, before anything is written.
     """
     _check(pages, page_ids, rows, slot)
-    num_tokens = rows.shape[0]
-    points = to_points(rows)
-    if num_tokens:
-        require_finite(points, name)
-    ids, residual = assign_stages(pages, points, slot)
+    points = to_points(rows, name)
+    ids, left, counts = assign_stages(pages, points, slot)
     store = cpu_store.store if cpu.supports(pages.codes) else reference.store
-    used = np.ascontiguousarray(page_ids[: -(-num_tokens // pages.page_size)], dtype=np.int64)
+    used = np.ascontiguousarray(page_ids[: -(-rows.shape[0] // pages.page_size)], dtype=np.int64)
     pages.slot_of_page[used] = slot
-    error_energy = store(pages, used, residual, ids, slot=slot)
+    error_energy = store(pages, used, left.values, ids, slot=slot)
     return SpanFigures(
-        energy=_energy(points),
-        residual_energy=_energy(residual),
+        energy=points.energy,
+        residual_energy=left.energy,
         error_energy=error_energy,
-        counts=_counts(ids, pages.spec.centroids),
+        counts=counts,
     )
 
 
-def to_points(rows: Tensor) -> Tensor:
-    """Rows [tokens, heads, head_dim] as new fp32 [heads, tokens, head_dim], contiguous."""
-    points = torch.empty(
-        (rows.shape[1], rows.shape[0], rows.shape[2]), dtype=torch.float32, device=rows.device
-    )
-    return points.copy_(rows.transpose(0, 1))
+def assign_stages(
+    pages: CodedPages, points: Points, slot: int
+) -> tuple[Tensor, Points, NDArray[np.int64]]:
+    """Stage after stage, the nearest centroid of what the one before left.
 
-
-def assign_stages(pages: CodedPages, points: Tensor, slot: int) -> tuple[Tensor, Tensor]:
-    """Ids, uint8 [heads, stages, tokens], and what the centroids leave of the points.
-
-    points: fp32 [heads, tokens, head_dim].
+    Returns the ids, uint8 [heads, stages, tokens]; what is left; and how many rows took each
+    centroid, int64 [heads, stages, centroids of the spec].
     """
-    num_heads, num_tokens, _ = points.shape
-    num_stages = pages.spec.stages
-    ids = points.new_empty((num_heads, num_stages, num_tokens), dtype=torch.uint8)
-    residual = points
-    for stage in range(num_stages if num_tokens else 0):
-        centroids = pages.codebooks.stage(slot, stage)
-        ids[:, stage] = kmeans.assign(residual, centroids, name="residuals").ids
-        residual = subtract(residual, centroids, ids[:, stage])
-    return ids, residual
-
-
-def subtract(points: Tensor, centroids: Tensor, ids: Tensor) -> Tensor:
-    """Points [heads, tokens, head_dim] minus their centroids, in fp32."""
-    heads = torch.arange(points.shape[0], device=points.device)[:, None]
-    return points - centroids.float()[heads, ids.long()]
-
-
-def _energy(x: Tensor) -> NDArray[np.float64]:
-    norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
-    return np.asarray(norms.square().cpu().numpy())
-
-
-def _counts(ids: Tensor, num_centroids: int) -> NDArray[np.int64]:
-    num_heads, num_stages, _ = ids.shape
-    first = torch.arange(num_heads * num_stages, device=ids.device) * num_centroids
-    numbers = ids.flatten(0, 1).long() + first[:, None]
-    counts = numbers.flatten().bincount(minlength=num_heads * num_stages * num_centroids)
-    return np.asarray(counts.cpu().numpy().reshape(num_heads, num_stages, num_centroids))
+    num_heads, num_tokens, _ = points.values.shape
+    spec = pages.spec
+    ids = points.values.new_empty((num_heads, spec.stages, num_tokens), dtype=torch.uint8)
+    counts = np.zeros((num_heads, spec.stages, spec.centroids), np.int64)
+    for stage in range(spec.stages if num_tokens else 0):
+        centroids = stage_centroids(pages, slot, stage)
+        ids[:, stage] = kmeans.assign(points.values, centroids, name="residuals").ids
+        points, taken = subtract(points.values, centroids, ids[:, stage])
+        counts[:, stage, : taken.shape[1]] = taken
+    return ids, points, counts
 
 
 def _check(pages: CodedPages, page_ids: NDArray[np.integer], rows: Tensor, slot: int) -> None:

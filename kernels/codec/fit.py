@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from qvg_engine.kernels import kmeans
-from qvg_engine.kernels.codec.encode import subtract, to_points
 from qvg_engine.kernels.codec.pages import Codebooks, CodedPages
-from qvg_engine.kernels.kmeans.finite import require_finite
+from qvg_engine.kernels.codec.residual import stage_centroids, subtract, to_points
 
 LEAST_WIDTH = 2.0**-6
 """Least width of a channel, as a part of the head's root mean square.
@@ -50,8 +49,7 @@ def fit_codebook(
     assert 1 <= num_centroids <= pages.spec.centroids, num_centroids
     assert 0 <= slot < books.num_slots, slot
     settings = kmeans.KMeansSettings(iterations=iterations)
-    residual = to_points(rows)
-    require_finite(residual, name)
+    residual = to_points(rows, name).values
     known, old = _known_centroids(books, warm_from, num_centroids)
     books.counts[slot] = num_centroids
     for stage in range(pages.spec.stages):
@@ -64,8 +62,9 @@ def fit_codebook(
             initial[:, :known] = old[stage][:, :known].float()
         centroids = kmeans.fit(residual, initial, settings, name=name).centroids
         books.set_stage(slot, stage, centroids)
-        stored = books.stage(slot, stage)
-        residual = subtract(residual, stored, kmeans.assign(residual, stored).ids)
+        stored = stage_centroids(pages, slot, stage)
+        taken = kmeans.assign(residual, stored).ids
+        residual = subtract(residual, stored, taken).points.values
     _fit_widths(books, residual, slot)
 
 

@@ -1,6 +1,7 @@
 """The payload of pages in a low-bit format, and the codebooks that it refers to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,7 @@ class CodedPages:
     codebooks: those that pages may refer to.
     spec: what it all means.
     channel_groups: int32 [head_dim], which scale each channel of a row uses.
+    arrays: what kernels keep of it for themselves, see `arrays.page_arrays`.
     """
 
     codes: Tensor
@@ -116,6 +118,7 @@ class CodedPages:
     codebooks: Codebooks
     spec: CodecSpec
     channel_groups: NDArray[np.int32]
+    arrays: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def num_pages(self) -> int:

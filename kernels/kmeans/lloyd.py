@@ -9,25 +9,33 @@ from qvg_engine.kernels.kmeans.finite import require_finite
 from qvg_engine.kernels.kmeans.settings import MAX_CENTROIDS, KMeansSettings
 
 
-def assign(points: Tensor, centroids: Tensor, *, name: str = "points") -> Assignment:
+def assign(
+    points: Tensor, centroids: Tensor, *, name: str = "points", checked: bool = False
+) -> Assignment:
     """The nearest centroid of every point, by Euclidean distance.
 
     Args:
         points: [heads, tokens, head_dim], fp32, bf16 or fp16, at least one token.
         centroids: [heads, centroids, head_dim], likewise, 1 to 256 of them.
         name: what an error calls the points.
+        checked: whether the caller knows that points and centroids are finite.
 
     Distances are those of the fp32 values, so that neither an offset nor a scale that the points
     share costs precision. A squared distance beyond the range of fp32 is 0 or infinite, its id
     right all the same. Raises `NonFiniteError` for NaN or infinity.
     """
-    points, centroids = _check(points, centroids, name)
+    points, centroids = _check(points, centroids, name, checked)
     kernel = cpu.assign if points.device.type == "cpu" else reference.assign
     return kernel(points, centroids)
 
 
 def fit(
-    points: Tensor, initial: Tensor, settings: KMeansSettings, *, name: str = "points"
+    points: Tensor,
+    initial: Tensor,
+    settings: KMeansSettings,
+    *,
+    name: str = "points",
+    checked: bool = False,
 ) -> Clusters:
     """Lloyd's algorithm: move every centroid to the mean of its points, assign anew, repeat.
 
@@ -37,6 +45,7 @@ def fit(
             or of an old codebook.
         settings: when to stop; each head stops for itself, so that heads do not depend on others.
         name: what an error calls the points.
+        checked: whether the caller knows that points and centroids are finite.
 
     A centroid without points moves to the point that is farthest from its own centroid; several of
     them take the farthest points in order, the lowest token first among equals. It stays where it
@@ -46,12 +55,12 @@ def fit(
     of QVG returns means that their points were not assigned to again, if it stops by the number of
     iterations.) Raises `NonFiniteError` for NaN or infinity; returns neither, ever.
     """
-    points, initial = _check(points, initial, name)
+    points, initial = _check(points, initial, name, checked)
     kernel = cpu.fit if points.device.type == "cpu" else reference.fit
     return kernel(points, initial, settings)
 
 
-def _check(points: Tensor, centroids: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _check(points: Tensor, centroids: Tensor, name: str, checked: bool) -> tuple[Tensor, Tensor]:
     """Both in fp32, contiguous."""
     assert points.dim() == centroids.dim() == 3, (points.shape, centroids.shape)
     assert points.shape[::2] == centroids.shape[::2], (points.shape, centroids.shape)
@@ -59,6 +68,8 @@ def _check(points: Tensor, centroids: Tensor, name: str) -> tuple[Tensor, Tensor
     assert 1 <= centroids.shape[1] <= MAX_CENTROIDS, centroids.shape
     for x in (points, centroids):
         assert x.dtype in (torch.float32, torch.bfloat16, torch.float16), x.dtype
-    require_finite(points, name)
-    require_finite(centroids, f"centroids for {name}")
-    return points.float().contiguous(), centroids.float().contiguous()
+    points, centroids = points.float().contiguous(), centroids.float().contiguous()
+    if not checked:
+        require_finite(points, name)
+        require_finite(centroids, f"centroids for {name}")
+    return points, centroids

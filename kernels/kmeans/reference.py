@@ -14,7 +14,8 @@ _TOKEN_BLOCK = 64
 
 
 def pick(points: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
-    """See `cpu.pick`."""
+    """See `cpu_seeding.pick`."""
+    points = _to_unit_scale(points)
     num_heads, num_points, _ = points.shape
     heads = torch.arange(num_heads, device=points.device)
     draws = torch.from_numpy(uniforms).to(points.device)
@@ -31,6 +32,13 @@ def pick(points: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
         nearest = torch.minimum(nearest, distance)
         picks[:, index] = _draw(nearest, draws[:, index])
     return picks
+
+
+def _to_unit_scale(x: Tensor) -> Tensor:
+    """x with each head scaled by a power of two, so that no square of it leaves fp32's range."""
+    largest: list[float] = x.abs().amax(dim=(1, 2)).tolist()
+    scales = torch.tensor([unit_scale(value) for value in largest], dtype=torch.float64)
+    return (x.double() * scales.to(x.device)[:, None, None]).float()
 
 
 def _draw(nearest: Tensor, uniform: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.kmeans import cpu, reference
+from qvg_engine.kernels.kmeans import cpu_seeding, reference
 from qvg_engine.kernels.kmeans.finite import require_finite
-from qvg_engine.kernels.kmeans.scale import unit_scale
 from qvg_engine.kernels.kmeans.settings import MAX_CENTROIDS
 
 _MASK_64 = 2**64 - 1
@@ -17,7 +16,12 @@ _MIN_SAMPLES = 2048
 
 
 def initial_centroids(
-    points: Tensor, num_centroids: int, *, seed: int, name: str = "points"
+    points: Tensor,
+    num_centroids: int,
+    *,
+    seed: int,
+    name: str = "points",
+    checked: bool = False,
 ) -> Tensor:
     """Pick points as centroids, each with a chance in proportion to its squared distance.
 
@@ -26,6 +30,7 @@ def initial_centroids(
         num_centroids: 1 to 256.
         seed: any whole number, of which 128 bits count.
         name: what an error calls the points.
+        checked: whether the caller knows that they are finite.
 
     The distance is that from the nearest point picked before. Of more than
     max(16 * num_centroids, 2048) tokens only that many, evenly spaced, are candidates. Where all
@@ -40,15 +45,22 @@ def initial_centroids(
     assert points.numel(), points.shape
     assert points.dtype in (torch.float32, torch.bfloat16, torch.float16), points.dtype
     assert 1 <= num_centroids <= MAX_CENTROIDS, num_centroids
-    require_finite(points, name)
-    num_heads, num_tokens, head_dim = points.shape
-    count = min(num_tokens, max(_SAMPLES_PER_CENTROID * num_centroids, _MIN_SAMPLES))
-    spaced = torch.arange(count, device=points.device) * num_tokens // count
-    sample = points[:, spaced].float()
+    if not checked:
+        require_finite(points, name)
+    num_heads, _, head_dim = points.shape
+    sample = _sample(points, max(_SAMPLES_PER_CENTROID * num_centroids, _MIN_SAMPLES))
     uniforms = np.stack([_uniforms(seed, head, num_centroids) for head in range(num_heads)])
-    kernel = cpu.pick if points.device.type == "cpu" else reference.pick
-    picks = kernel(_to_unit_scale(sample), uniforms)
+    kernel = cpu_seeding.pick if points.device.type == "cpu" else reference.pick
+    picks = kernel(sample, uniforms)
     return sample.gather(1, picks[:, :, None].expand(-1, -1, head_dim))
+
+
+def _sample(points: Tensor, count: int) -> Tensor:
+    """At most `count` of the tokens, evenly spaced, in fp32 and contiguous."""
+    num_tokens = points.shape[1]
+    if num_tokens > count:
+        points = points[:, torch.arange(count, device=points.device) * num_tokens // count]
+    return points.float().contiguous()
 
 
 def _uniforms(seed: int, head: int, count: int) -> NDArray[np.float64]:
@@ -59,10 +71,3 @@ def _uniforms(seed: int, head: int, count: int) -> NDArray[np.float64]:
     # NumPy promises the raw bits for all versions, but not what it makes of them.
     bits = np.random.Philox(key=key, counter=counter).random_raw(count)
     return np.asarray((bits >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
-
-
-def _to_unit_scale(x: Tensor) -> Tensor:
-    """x with each head scaled by a power of two, so that no square of it leaves fp32's range."""
-    largest: list[float] = x.abs().amax(dim=(1, 2)).tolist()
-    scales = torch.tensor([unit_scale(value) for value in largest], dtype=torch.float64)
-    return (x.double() * scales.to(x.device)[:, None, None]).float()

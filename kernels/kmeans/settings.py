@@ -1,5 +1,7 @@
 """How long k-means goes on."""
 
+import math
+
 import msgspec
 
 from qvg_engine.errors import ConfigError
@@ -30,6 +32,10 @@ class KMeansSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if type(self.tolerance) not in (int, float) or not 0 <= self.tolerance <= 1:
             raise ConfigError(f"tolerance is {self.tolerance!r}: give a number from 0 to 1")
 
+    def enough_changes(self, num_tokens: int) -> int:
+        """A head of `num_tokens` goes on while at least so many of them change their id."""
+        return max(1, math.ceil(self.tolerance * num_tokens))
+
     def has_converged(self, num_changed: int, num_tokens: int) -> bool:
         """Whether a head is done, of whose tokens `num_changed` changed their id."""
-        return num_changed == 0 or num_changed < self.tolerance * num_tokens
+        return num_changed < self.enough_changes(num_tokens)

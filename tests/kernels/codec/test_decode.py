@@ -19,6 +19,7 @@ from qvg_engine.kernels.codec import (
     reference,
 )
 from qvg_engine.kernels.codec.packing import pack
+from qvg_engine.kernels.kmeans import threads
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.reference import rotate
@@ -79,6 +80,24 @@ def test_kernels_decode_to_the_same_bits(
     assert torch.equal(out[:, 4 : 4 + count], expected[:, 4 : 4 + count])
     assert out[:, :4].isnan().all()
     assert out[:, 4 + count :].isnan().all()
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_threads_decode_to_the_same_bits(
+    make_pages: MakePages, monkeypatch: pytest.MonkeyPatch, is_rotated: bool
+) -> None:
+    pages = filled(make_pages, PRESETS["q2"])
+    runs, rope = as_runs(RUNS["cut at both ends"]), make_grid() if is_rotated else None
+    alone, together = (torch.full((2, runs.num_tokens, 64), torch.nan) for _ in range(2))
+    cpu.decode(pages, runs, alone, start=0, rope=rope)
+    monkeypatch.setattr(threads, "_LEAST_WORK", 1)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cpu.decode(pages, runs, together, start=0, rope=rope)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(alone, together)
 
 
 @KERNELS

@@ -21,7 +21,8 @@ from qvg_engine.kernels.codec import (
     reference,
 )
 from qvg_engine.kernels.codec.e4m3 import from_e4m3
-from qvg_engine.kernels.codec.encode import assign_stages, to_points
+from qvg_engine.kernels.codec.encode import assign_stages
+from qvg_engine.kernels.codec.residual import to_points
 from qvg_engine.kernels.page_runs import PageRuns
 
 MakePages = Callable[..., CodedPages]
@@ -60,9 +61,9 @@ def test_kernels_store_the_same_bits(
     groups = half_split_groups(64, spec.group) if is_half_split else None
     pages = make_pages(spec, channel_groups=groups, page_size=48)
     # More than a block of the CPU kernel, and a part of the second page.
-    points = to_points(make_rows(kind, 83, 2, 64))
-    points[:, 7] = 0
-    ids, residual = assign_stages(pages, points, 2)
+    rows = make_rows(kind, 83, 2, 64)
+    rows[7] = 0
+    ids, (residual, _), _ = assign_stages(pages, to_points(rows, "keys"), 2)
     expected = copy_of(pages)
     page_ids = np.array([4, 1])
     error = cpu_store.store(pages, page_ids, residual, ids, slot=2)
@@ -78,15 +79,15 @@ def test_heads_of_any_size_are_stored_and_restored(
 ) -> None:
     small = msgspec.structs.replace(spec, group=head_dim if head_dim % 3 else 3)
     pages = make_pages(small, head_dim=head_dim)
-    points = torch.randn(2, 21, head_dim)
-    ids, residual = assign_stages(pages, points, 0)
+    points = to_points(torch.randn(21, 2, head_dim), "keys")
+    ids, (residual, _), _ = assign_stages(pages, points, 0)
     expected = copy_of(pages)
     cpu_store.store(pages, np.array([3, 2]), residual, ids, slot=0)
     reference.store(expected, np.array([3, 2]), residual, ids, slot=0)
     for mine, other in zip(payload(pages), payload(expected), strict=True):
         assert torch.equal(mine, other)
     pages.slot_of_page[:] = 0
-    left = points - decoded(pages, [3, 2], 21).transpose(0, 1)
+    left = points.values - decoded(pages, [3, 2], 21).transpose(0, 1)
     assert left.square().mean() < residual.square().mean()
 
 
@@ -96,8 +97,8 @@ def test_slots_without_a_row_keep_what_they_held(
 ) -> None:
     pages = make_pages(spec)
     before = copy_of(pages)
-    points = torch.randn(2, 19, 64)
-    ids, residual = assign_stages(pages, points, 0)
+    points = to_points(torch.randn(19, 2, 64), "keys")
+    ids, (residual, _), _ = assign_stages(pages, points, 0)
     store(pages, np.array([5, 2]), residual, ids, slot=0)
     assert torch.equal(pages.codes[2, :, 3:], before.codes[2, :, 3:])
     assert torch.equal(pages.ids[2, :, :, 3:], before.ids[2, :, :, 3:])

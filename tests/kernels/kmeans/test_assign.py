@@ -1,14 +1,13 @@
 """Both kernels against all distances in fp64."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from qvg_engine.errors import NonFiniteError, QvgError
-from qvg_engine.kernels.kmeans import assign, cpu, reference
+from qvg_engine.kernels.kmeans import assign, cpu, lloyd, reference
 
 MakePoints = Callable[..., Tensor]
 
@@ -21,16 +20,6 @@ SHAPES = {
     "head_dim 128": (1, 331, 128, 33),
 }
 KERNELS = pytest.mark.parametrize("kernel", [cpu.assign, reference.assign], ids=["cpu", "ref"])
-
-
-@pytest.fixture
-def rough_products() -> Iterator[None]:
-    """Products of fp32 matrices may round their factors to bf16, where the CPU is able to."""
-    backend: Any = torch.backends.mkldnn
-    before = backend.matmul.fp32_precision
-    backend.matmul.fp32_precision = "bf16"
-    yield
-    backend.matmul.fp32_precision = before
 
 
 def all_distances(points: Tensor, centroids: Tensor) -> Tensor:
@@ -90,25 +79,44 @@ def test_every_id_of_a_byte_is_used(kernel: Callable[..., tuple[Tensor, Tensor]]
     assert not distances.any()
 
 
-def test_tokens_do_not_depend_on_their_block(
-    make_points: MakePoints, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_do_not_depend_on_each_other(make_points: MakePoints, kind: str) -> None:
     points = make_points(kind, 2, 333, 40)
     centroids = some_of(points, 21)
     whole = cpu.assign(points, centroids)
-    monkeypatch.setattr(cpu, "_BLOCK_SCORES", 21 * 50)
-    for one, other in zip(whole, cpu.assign(points, centroids), strict=True):
+    # Other blocks, another mean and another scale.
+    for part in (slice(0, 1), slice(7, 40), slice(300, 333)):
+        alone = cpu.assign(points[:, part].contiguous(), centroids)
+        for one, other in zip(whole, alone, strict=True):
+            assert torch.equal(one[:, part], other)
+
+
+@pytest.mark.parametrize("num_centroids", [1, 15, 16, 17, 31, 32, 33, 48, 49, 256])
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 15, 16, 17, 65])
+def test_every_number_of_tokens_and_centroids_is_right(num_tokens: int, num_centroids: int) -> None:
+    points, centroids = torch.randn(3, num_tokens, 24), torch.randn(3, num_centroids, 24)
+    for one, other in zip(
+        cpu.assign(points, centroids), reference.assign(points, centroids), strict=True
+    ):
         assert torch.equal(one, other)
 
 
-def test_ids_do_not_depend_on_the_precision_of_products(
-    make_points: MakePoints, kind: str, rough_products: None
-) -> None:
-    points = make_points(kind, 2, 333, 40)
-    centroids = some_of(points, 21)
-    expected = reference.assign(points, centroids)
-    for one, other in zip(expected, cpu.assign(points, centroids), strict=True):
+def test_points_that_were_checked_give_the_same(make_points: MakePoints, kind: str) -> None:
+    points = make_points(kind, 2, 70, 24)
+    centroids = some_of(points, 9)
+    expected = assign(points, centroids)
+    for one, other in zip(assign(points, centroids, checked=True), expected, strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_was_checked_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(x: Tensor, name: str) -> None:
+        raise NonFiniteError(name)
+
+    monkeypatch.setattr(lloyd, "require_finite", refuse)
+    points = torch.randn(2, 9, 24)
+    assign(points, points, checked=True)
+    with pytest.raises(NonFiniteError):
+        assign(points, points)
 
 
 def test_centroids_may_be_far_from_all_points() -> None:

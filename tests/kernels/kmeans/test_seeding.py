@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.errors import NonFiniteError
-from qvg_engine.kernels.kmeans import cpu, initial_centroids, reference, seeding
+from qvg_engine.kernels.kmeans import cpu_seeding, initial_centroids, reference, seeding
 
 MakePoints = Callable[..., Tensor]
 
@@ -21,13 +21,13 @@ def picked(centroids: Tensor, points: Tensor) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 24), (2, 9, 24), (2, 700, 40)])
+@pytest.mark.parametrize("shape", [(3, 1, 24), (2, 9, 24), (2, 700, 40), (1, 70, 27)])
 def test_kernels_pick_the_same_points(
     make_points: MakePoints, kind: str, shape: tuple[int, int, int]
 ) -> None:
-    points = seeding._to_unit_scale(make_points(kind, *shape))
+    points = make_points(kind, *shape)
     uniforms = np.random.default_rng(0).random((shape[0], 20))
-    picks = cpu.pick(points, uniforms)
+    picks = cpu_seeding.pick(points, uniforms)
     assert torch.equal(picks, reference.pick(points, uniforms))
     assert 0 <= picks.min() <= picks.max() < shape[1]
 
@@ -123,3 +123,16 @@ def test_what_is_not_finite_is_refused_by_name() -> None:
     points[1, 1, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"^values of layer 0: 1 of 80,000 values"):
         initial_centroids(points, 8, seed=0, name="values of layer 0")
+
+
+def test_what_was_checked_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(2, 40, 24)
+    expected = initial_centroids(points, 8, seed=0)
+
+    def refuse(x: Tensor, name: str) -> None:
+        raise NonFiniteError(name)
+
+    monkeypatch.setattr(seeding, "require_finite", refuse)
+    assert torch.equal(initial_centroids(points, 8, seed=0, checked=True), expected)
+    with pytest.raises(NonFiniteError):
+        initial_centroids(points, 8, seed=0)

@@ -28,3 +28,13 @@ def test_a_head_is_done_when_fewer_ids_changed(
 ) -> None:
     settings = KMeansSettings(iterations=1, tolerance=tolerance)
     assert settings.has_converged(num_changed, num_tokens=1000) is done
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "enough"), [(0, 1), (1e-4, 1), (0.001, 1), (0.0011, 2), (0.1, 100), (1, 1000)]
+)
+def test_a_head_goes_on_while_enough_ids_change(tolerance: float, enough: int) -> None:
+    settings = KMeansSettings(iterations=1, tolerance=tolerance)
+    assert settings.enough_changes(1000) == enough
+    assert settings.has_converged(enough - 1, num_tokens=1000)
+    assert not settings.has_converged(enough, num_tokens=1000)
