@@ -1,5 +1,7 @@
 """How large a stream's codebooks may be: from the bits that they may add to its tokens."""
 
+from fractions import Fraction
+
 import msgspec
 
 from qvg_engine.errors import ConfigError
@@ -9,11 +11,14 @@ ROW_BITS = 16
 
 
 class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """What codebooks may take, in bits per element of the tokens that a stream keeps.
+    """What codebooks may take, in bits per element of the tokens that a branch keeps.
 
     * `overhead`: bits per element, all slots that are reserved counted.
-    * `max_live`: slots of one set, in each book.
+    * `max_live`: most slots of one set, in each book.
     * `min_rows`, `max_rows`: rows of the smallest and of the largest codebook.
+
+    The overhead is never exceeded, but for one thing: nothing can be stored without a codebook, so
+    a branch that keeps any tokens has one, of the smallest size. See `least_tokens`.
 
     Raises `ConfigError` naming field, value and range.
     """
@@ -34,19 +39,44 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
                 f"max_live_codebooks is {self.max_live!r}: give a whole number from 1 to 16"
             )
 
-    def rows_per_slot(self, num_tokens: int) -> int:
-        """Rows of each slot of a set whose branch keeps `num_tokens` tokens at its peak.
+    @property
+    def least_tokens(self) -> int:
+        """Tokens that pay for the smallest codebook; fewer have it all the same."""
+        return -(-self.min_rows * ROW_BITS // Fraction(self.overhead))
 
-        The smallest codebook is granted to a stream however short.
+    def num_slots(self, num_tokens: int) -> int:
+        """Slots of a set whose branch keeps `num_tokens` tokens, at least one, at its peak.
+
+        There are fewer than `max_live` where so many of the smallest codebooks cost too much.
         """
-        affordable = int(self.overhead * num_tokens / (ROW_BITS * self.max_live))
-        return max(self.min_rows, min(self.max_rows, affordable))
+        assert num_tokens >= 1, num_tokens
+        rows = self._rows(num_tokens)
+        return live_slots(rows, min_rows=self.min_rows, max_live=self.max_live)
+
+    def rows_per_slot(self, num_tokens: int) -> int:
+        """Rows of each of these slots."""
+        return min(self.max_rows, self._rows(num_tokens) // self.num_slots(num_tokens))
+
+    def rows_per_set(self, num_tokens: int) -> int:
+        """Rows of all these slots together; 0 for a branch that keeps no tokens."""
+        return self.num_slots(num_tokens) * self.rows_per_slot(num_tokens) if num_tokens else 0
 
     def total_rows(self, num_tokens: int) -> int:
-        """Rows that `num_tokens` tokens of all streams together pay for; at least one set."""
-        affordable = int(self.overhead * num_tokens / ROW_BITS)
-        return max(self.max_live * self.min_rows, affordable)
+        """Rows that `num_tokens` tokens of all streams together pay for; at least a codebook."""
+        return self._rows(num_tokens)
 
     def bits_per_element(self, num_tokens: int) -> float:
         """What the slots of a set take, per element of `num_tokens` tokens."""
-        return ROW_BITS * self.max_live * self.rows_per_slot(num_tokens) / num_tokens
+        return ROW_BITS * self.rows_per_set(num_tokens) / num_tokens
+
+    def _rows(self, num_tokens: int) -> int:
+        """Rows within the overhead, exactly, or the smallest codebook."""
+        return max(self.min_rows, int(Fraction(self.overhead) * num_tokens / ROW_BITS))
+
+
+def live_slots(num_rows: int, *, min_rows: int, max_live: int) -> int:
+    """Into how many slots, `max_live` at most, the rows of a set are divided.
+
+    Every slot has room for a codebook of `min_rows` rows; there is one slot at least.
+    """
+    return max(1, min(max_live, num_rows // min_rows))

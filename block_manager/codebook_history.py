@@ -108,26 +108,59 @@ def _record(
             num_spans[book, slot] = 0
             is_first[book, slot] = actions[book] == 2
         num_spans[book, slot] += 1
+        floor = np.float32(USED_SHARE / max(live, 1))
         moved = np.float32(0)
         in_use = 0
         for group in range(num_groups):
-            total = np.int64(0)
-            for i in range(live):
-                total += counts[book, group, i]
-            scale = np.float32(1.0 / total) if total > 0 else np.float32(0)
-            floor = np.float32(USED_SHARE / max(live, 1))
-            held = occupancy[book, slot, group]
-            fitted = share_at_fit[book, slot, group]
-            distance = np.float32(0)
-            for i in range(live):
-                share = np.float32(counts[book, group, i]) * scale
-                if is_fit:
-                    fitted[i] = share
-                    held[i] = share
-                else:
-                    held[i] += np.float32(1 - OCCUPANCY_DECAY) * (share - held[i])
-                    distance += abs(share - fitted[i])
-                in_use += held[i] >= floor
-            moved += distance
+            taken = counts[book, group, :live]
+            held = occupancy[book, slot, group, :live]
+            fitted = share_at_fit[book, slot, group, :live]
+            if is_fit:
+                in_use += _start(taken, held, fitted, floor)
+            else:
+                distance, used_here = _continue(taken, held, fitted, floor)
+                moved += distance
+                in_use += used_here
         drift[book, slot] = np.float32(0.5 * moved / num_groups)
         used[book, slot] = np.float32(in_use / max(num_groups * live, 1))
+
+
+@njit(cache=True)
+def _start(taken: Any, held: Any, fitted: Any, floor: Any) -> Any:
+    """Note the shares of the span that a codebook was fitted on; how many reach `floor`."""
+    scale = _scale(taken)
+    in_use = np.int32(0)
+    for i in range(taken.size):
+        share = np.float32(taken[i]) * scale
+        held[i] = share
+        fitted[i] = share
+        in_use += np.int32(share >= floor)
+    return in_use
+
+
+# Sums in any order, so that they are computed several at a time.
+@njit(cache=True, fastmath={"reassoc"})
+def _continue(taken: Any, held: Any, fitted: Any, floor: Any) -> Any:
+    """Take a span's shares into `held`.
+
+    Returns their distance from those of the fit, and how many of `held` reach `floor`.
+    """
+    scale = _scale(taken)
+    distance = np.float32(0)
+    in_use = np.int32(0)
+    for i in range(taken.size):
+        share = np.float32(taken[i]) * scale
+        level = held[i] + np.float32(1 - OCCUPANCY_DECAY) * (share - held[i])
+        held[i] = level
+        distance += abs(share - fitted[i])
+        in_use += np.int32(level >= floor)
+    return distance, in_use
+
+
+@njit(cache=True)
+def _scale(taken: Any) -> Any:
+    """One over the ids of a group, float32; 0 if there are none."""
+    total = np.int64(0)
+    for i in range(taken.size):
+        total += taken[i]
+    return np.float32(1.0 / total) if total > 0 else np.float32(0)

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qvg_engine.block_manager.codebook_budget import live_slots
 from qvg_engine.block_manager.codebook_history import CodebookHistory
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy, SpanPlan, plan_span
 from qvg_engine.block_manager.codebook_pool import NO_SLOT, CodebookPool
@@ -13,12 +14,16 @@ from qvg_engine.errors import OutOfCodebooksError
 
 
 class CodebookSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """How much room there is: see `CodebookPool`; a group is one head at one stage."""
+    """How much room there is: see `CodebookPool`; a group is one head at one stage.
+
+    `min_rows` are those of the smallest codebook.
+    """
 
     num_books: int
     num_groups: int
     num_centroids: int
     num_slots: int
+    min_rows: int = 1
     max_rows: int
     num_rows: int
 
@@ -33,7 +38,7 @@ class SpanFigures(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 
 class CodebookSet:
-    """The slots of one branch, int32 [max_live], and which it uses in each book, int32 [books].
+    """The slots of one branch, int32 [slots], and which it uses in each book, int32 [books].
 
     `is_taken` says whether a branch has it at the moment.
     """
@@ -55,6 +60,7 @@ class Codebooks:
 
     def __init__(self, sizes: CodebookSizes, policy: CodebookPolicy, *, num_pages: int) -> None:
         self.policy = policy
+        self._min_rows = sizes.min_rows
         self.pool = CodebookPool(
             num_books=sizes.num_books,
             num_slots=sizes.num_slots,
@@ -70,16 +76,19 @@ class Codebooks:
         )
 
     def open_sets(self, num_slots: int, num_rows: int) -> list[CodebookSet]:
-        """Reserve slots of `num_rows` rows in all, as sets of `max_live` slots each.
+        """Reserve `num_rows` rows in all, for sets of up to `max_live` of these slots each.
 
-        Raises OutOfCodebooksError, and reserves nothing, if fewer are free.
+        A set whose rows do not suffice for so many codebooks has fewer slots. Raises
+        OutOfCodebooksError, and reserves nothing, if fewer slots or rows are free.
         """
-        live = self.policy.max_live
-        assert num_slots % live == 0, f"{num_slots} slots are no sets of {live}"
+        most = self.policy.max_live
+        assert num_slots % most == 0, f"{num_slots} slots are no sets of {most}"
         if not num_slots:
             return []
-        assert num_rows % num_slots == 0, f"{num_rows} rows for {num_slots} slots"
-        slots = self.pool.reserve(num_slots, num_rows // num_slots)
+        num_sets = num_slots // most
+        live = live_slots(num_rows // num_sets, min_rows=self._min_rows, max_live=most)
+        assert num_rows % (num_sets * live) == 0, f"{num_rows} rows for {num_sets} x {live} slots"
+        slots = self.pool.reserve(num_sets * live, num_rows // (num_sets * live))
         return [CodebookSet(part, self.pool.num_books) for part in slots.reshape(-1, live)]
 
     def close_sets(self, sets: Sequence[CodebookSet]) -> None:

@@ -50,10 +50,13 @@ class PageFormat(msgspec.Struct, frozen=True, kw_only=True):
         return self.codebook_rows(self.codec.centroids) if self.codec is not None else 0
 
     def codebook_rows(self, centroids: int) -> int:
-        """Rows of a codebook of so many centroids a stage; 0 for a format without codebooks."""
+        """Rows of a codebook of so many centroids a stage; 0 for a format without codebooks.
+
+        A codec with neither centroids nor widths has a codebook of one row, which is not read.
+        """
         if self.codec is None:
             return 0
-        return self.codec.stages * centroids + self.codec.channel_widths
+        return max(1, self.codec.stages * centroids + self.codec.channel_widths)
 
 
 FORMATS: dict[str, PageFormat] = {
@@ -67,8 +70,13 @@ FORMATS: dict[str, PageFormat] = {
 """The named formats."""
 
 
-def get_format(name: str) -> PageFormat:
-    """The named format; `ConfigError` with the known names for any other name."""
+def get_format(name: str | PageFormat) -> PageFormat:
+    """The named format, or the one that is given.
+
+    Raises `ConfigError` with the known names for any other name.
+    """
+    if isinstance(name, PageFormat):
+        return name
     try:
         return FORMATS[name]
     except KeyError:

@@ -65,13 +65,15 @@ class Cache:
         )
 
     def codebook_needs(self, *, peak_tokens: int, num_sets: int) -> Needs:
-        """What a stream reserves of the codebooks: `num_sets` sets for `peak_tokens` tokens."""
+        """What a stream reserves of the codebooks: `num_sets` sets for `peak_tokens` tokens.
+
+        Nothing if it never keeps any. A short stream uses fewer slots than are counted here.
+        """
         budget = self.layout.budget
-        if budget is None or not num_sets:
+        if budget is None or not num_sets or not peak_tokens:
             return Needs()
-        num_slots = num_sets * budget.max_live
-        rows = budget.rows_per_slot(peak_tokens // num_sets)
-        return Needs(codebook_slots=num_slots, codebook_rows=num_slots * rows)
+        rows = budget.rows_per_set(max(1, peak_tokens // num_sets))
+        return Needs(codebook_slots=num_sets * budget.max_live, codebook_rows=num_sets * rows)
 
     @property
     def peak(self) -> CacheFigures:
@@ -92,7 +94,9 @@ class Cache:
     ) -> None:
         """Note what was seen of commits that are to be published; `figures` by commit id."""
         codebooks = self.block_manager.codebooks
-        if codebooks is None:
+        # Without centroids there is nothing that could wear out.
+        has_centroids = any(f.codec and f.codec.stages for f in self.layout.coded_formats)
+        if codebooks is None or not has_centroids:
             return
         for commit in commits:
             assert commit.span is not None
@@ -137,13 +141,14 @@ def _open_codebooks(layout: CacheLayout, config: EngineConfig, num_pages: int) -
         return None
     specs = [page_format.codec for page_format in layout.coded_formats if page_format.codec]
     num_rows = layout.codebook_rows(num_pages)
-    most_sets = num_rows // (budget.max_live * budget.min_rows)
+    most_sets = num_rows // budget.min_rows
     num_sets = max(1, min(most_sets, _SETS_PER_STREAM * config.max_streams))
     sizes = CodebookSizes(
         num_books=layout.num_books,
         num_groups=layout.geometry.num_kv_heads * max(spec.stages for spec in specs),
         num_centroids=max(spec.centroids for spec in specs),
         num_slots=num_sets * budget.max_live,
+        min_rows=budget.min_rows,
         max_rows=min(budget.max_rows, num_rows),
         num_rows=num_rows,
     )

@@ -6,13 +6,13 @@ from qvg_engine.plan import CapacityPlan
 
 def describe_plan(plan: CapacityPlan, *, frames_per_second: int) -> list[tuple[str, str]]:
     """Rows of a name and a line for people."""
-    kv_bytes = plan.pages_per_stream * plan.page_bytes
+    pages = "pages and their codebooks" if plan.codebook_bytes else "pages"
     codebooks = format_bytes(plan.codebook_bytes) + " of codebooks, " if plan.codebook_bytes else ""
     beside = plan.decoder_bytes_per_stream + plan.text_bytes_per_stream
     return [
         (
             "one video takes",
-            f"{plan.pages_per_stream:,} pages ({format_bytes(kv_bytes)}), "
+            f"{plan.pages_per_stream:,} {pages} ({format_bytes(plan.kv_bytes_per_stream)}), "
             f"and {format_bytes(beside)} for decoder and text",
         ),
         (
@@ -29,7 +29,7 @@ def _describe_streams(plan: CapacityPlan) -> str:
     if plan.fits:
         return f"{plan.num_streams:,}; more of them wait for their turn"
     if plan.num_pages < plan.pages_per_stream:
-        needed = size_argument(plan.pages_per_stream * plan.page_bytes)
+        needed = size_argument(plan.kv_bytes_per_stream)
         return f"not even one: make it shorter, or give --kv-memory {needed} or more"
     return "not even one: the engine's settings leave no place for its decoder or its text"
 

@@ -23,6 +23,7 @@ PLAN = CapacityPlan(
     page_bytes=2**20,
     codebook_bytes=0,
     pages_per_stream=144,
+    kv_bytes_per_stream=144 * 2**20,
     workspace_bytes=5 * 2**20,
     decoder_bytes_per_stream=2**20,
     text_bytes_per_stream=2**20,
@@ -121,6 +122,20 @@ def test_a_plan_that_does_not_fit_says_what_would() -> None:
     assert rows["at the same time"].startswith("not even one")
     assert "--kv-memory 144MiB" in rows["at the same time"]
     assert rows["longest video"] == "320 frames (20.0 s)"
+
+
+def test_a_plan_counts_the_codebooks() -> None:
+    plan = msgspec.structs.replace(
+        PLAN,
+        num_pages=100,
+        num_streams=0,
+        codebook_bytes=10 * 2**20,
+        kv_bytes_per_stream=160 * 2**20,
+    )
+    rows = dict(describe_plan(plan, frames_per_second=16))
+    assert rows["one video takes"].startswith("144 pages and their codebooks (160.0 MiB)")
+    assert "10.0 MiB of codebooks" in rows["the engine takes"]
+    assert "--kv-memory 160MiB" in rows["at the same time"]
 
 
 def test_a_plan_without_a_decoder_slot_does_not_blame_the_pages() -> None:
