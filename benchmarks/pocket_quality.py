@@ -4,44 +4,64 @@
 
 writes `pocket_quality.md` and `pocket_quality.json`. Videos come from the engine; with
 `--network` and `--vae`, checkpoints of a training under way, from its stand-alone rollout.
+
+    python benchmarks/pocket_quality.py --kv-format bf16 --kv-format q2 --output reports
+
+makes the same videos in each format, compares the others with the first, and writes
+`pocket_formats.md` and `pocket_formats.json`. The figures of every video are kept in the folder, so
+that a run that was stopped goes on where it was.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 
 from qvg_engine import EngineConfig, VideoEngine
 from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.pocket.clips import Scene, all_scenes, draw_clip
-from qvg_engine.models.pocket.family import PocketCodec, load_pocket
-from qvg_engine.models.pocket.judge import ATTRIBUTES, is_alive, judge_video
+from qvg_engine.models.pocket.family import WEIGHTS_NAME, PocketCodec, load_pocket
+from qvg_engine.models.pocket.judge import ATTRIBUTES
 from qvg_engine.models.pocket.memory import revisits
 from qvg_engine.models.pocket.rollout import decode_rollout, roll_out
 from qvg_engine.models.pocket.train_network import NETWORK, averaged_model
 from qvg_engine.models.pocket.vae import PocketVae
-
-Frames = NDArray[np.uint8]
-Generate = Callable[[Sequence[str], int, int], list[Frames]]
-"""(prompts, frames, window in latent frames) -> videos [T, H, W, 3]."""
+from qvg_engine.quality.pocket_videos import (
+    STRETCH,
+    Frames,
+    Generate,
+    Sampling,
+    adherence,
+    compare,
+    comparison_text,
+    judged_videos,
+    life,
+    write_whole,
+)
 
 WINDOWS = (9, 18, 36, 48)
 FRAMES_PER_CHUNK = 12
 """Pixel frames of a chunk."""
 
 
-def engine_videos(dtype: Literal["float32", "bfloat16"]) -> Generate:
+def engine_videos(dtype: Literal["float32", "bfloat16"], *, kv_format: str) -> Generate:
     """Videos as a user of the engine gets them."""
 
     def generate(prompts: Sequence[str], num_frames: int, window: int) -> list[Frames]:
         config = EngineConfig(
-            model="pocket", window_frames=window, max_streams=len(prompts), dtype=dtype
+            model="pocket",
+            window_frames=window,
+            max_streams=len(prompts),
+            dtype=dtype,
+            kv_format=kv_format,
         )
         videos = VideoEngine(config).generate(prompts, num_frames=num_frames, seed=1)
         return [video.frames for video in videos]
@@ -60,18 +80,6 @@ def checkpoint_videos(network: Path, vae: PocketVae) -> Generate:
         return list(decode_rollout(vae, latents)[:, :num_frames])
 
     return generate
-
-
-def adherence(videos: Sequence[Frames], scenes: Sequence[Scene], *, every: int) -> dict[str, float]:
-    """Share of sampled frames in which each attribute, and all of them, are as prompted."""
-    matches = [
-        list(verdict.matches(scene).values())
-        for video, scene in zip(videos, scenes, strict=True)
-        for verdict in judge_video(video, every=every)
-    ]
-    table = np.asarray(matches, dtype=float)
-    shares = {name: float(table[:, i].mean()) for i, name in enumerate(ATTRIBUTES)}
-    return shares | {"all": float(table.all(axis=1).mean()), "sampled_frames": float(len(table))}
 
 
 def check_judge(vae: PocketVae, *, clips: int = 100) -> dict[str, Any]:
@@ -97,18 +105,6 @@ def check_judge(vae: PocketVae, *, clips: int = 100) -> dict[str, Any]:
         "through_vae": adherence(decoded, truth, every=12),
         "wrong_prompt": adherence(frames, others, every=12),
         "vae_psnr_db": float(np.mean(10 * np.log10(255**2 / np.asarray(squares)))),
-    }
-
-
-def life(videos: Sequence[Frames], *, stretch: int = 96) -> dict[str, float]:
-    """Share of stretches that are alive, and of videos whose last stretch is."""
-    alive = [
-        [is_alive(video[t : t + stretch]) for t in range(0, len(video) - stretch + 1, stretch)]
-        for video in videos
-    ]
-    return {
-        "stretches": float(np.mean([value for video in alive for value in video])),
-        "last_stretches": float(np.mean([video[-1] for video in alive])),
     }
 
 
@@ -151,7 +147,7 @@ def markdown(report: dict[str, Any]) -> str:
         "# Quality of the embedded model",
         "",
         f"{report['num_prompts']} prompts, {report['num_frames']} frames each ({report['dtype']}), "
-        f"window of {report['window_frames']} latent frames, "
+        f"window of {report['window_frames']} latent frames, {report['kv_format']} pages, "
         f"{report['adherence']['sampled_frames']:.0f} frames judged. VAE: "
         f"{report['judge']['vae_psnr_db']:.2f} dB PSNR. Alive: "
         f"{report['life']['stretches']:.1%} of all stretches of 96 frames, "
@@ -184,23 +180,47 @@ def markdown(report: dict[str, Any]) -> str:
 def main(
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
     prompts: Annotated[int, typer.Option()] = 50,
-    num_frames: Annotated[int, typer.Option(help="Frames of each judged video.")] = 1008,
+    num_frames: Annotated[
+        int, typer.Option(min=STRETCH, help="Frames of each judged video.")
+    ] = 1008,
     memory_prompts: Annotated[int, typer.Option(help="Videos a window.")] = 10,
     memory_frames: Annotated[int, typer.Option()] = 480,
-    window: Annotated[int, typer.Option(help="Latent frames, for the judged videos.")] = 18,
+    window: Annotated[int, typer.Option(help="Latent frames, for the judged videos.")] = 48,
     every: Annotated[int, typer.Option(help="Judge every so many frames.")] = 16,
     together: Annotated[int, typer.Option(help="Streams at the same time.")] = 10,
     bfloat16: Annotated[bool, typer.Option(help="Compute in bf16 instead of fp32.")] = False,
     network: Annotated[Path | None, typer.Option(help="Checkpoint of train_network.")] = None,
     vae: Annotated[Path | None, typer.Option(help="Checkpoint of train_vae.")] = None,
+    kv_format: Annotated[
+        list[str] | None,
+        typer.Option(help="Format of the pages, q2 unless given; several are compared."),
+    ] = None,
 ) -> None:
     """Measure and write the report."""
     keep_freed_memory()
-    coder = _packaged_coder() if vae is None else _coder(vae)
-    in_engine = engine_videos("bfloat16" if bfloat16 else "float32")
-    generate = in_engine if network is None else checkpoint_videos(network, coder)
     order = np.random.default_rng(1).permutation(len(all_scenes()))
     scenes = [all_scenes()[i] for i in order[:prompts]]
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if bfloat16 else "float32"
+    formats = kv_format or ["q2"]
+    if network is not None and kv_format:
+        raise typer.BadParameter("a checkpoint is rolled out without pages: leave it out")
+    if len(set(formats)) < len(formats):
+        raise typer.BadParameter("--kv-format names a format twice: name each once")
+    if len(formats) > 1:
+        sampling = Sampling(
+            kv_format=formats[0],
+            num_frames=num_frames,
+            window_frames=window,
+            every=every,
+            together=together,
+            dtype=dtype,
+            weights=_checksum_of_weights(),
+        )
+        write_comparison(formats, scenes, sampling, output)
+        return
+    coder = _packaged_coder() if vae is None else _coder(vae)
+    in_engine = engine_videos(dtype, kv_format=formats[0])
+    generate = in_engine if network is None else checkpoint_videos(network, coder)
 
     def videos(chosen: Sequence[Scene], frames: int, window: int) -> list[Frames]:
         made: list[Frames] = []
@@ -215,7 +235,8 @@ def main(
     report: dict[str, Any] = {
         "num_prompts": prompts,
         "num_frames": num_frames,
-        "dtype": "bfloat16" if bfloat16 or network is not None else "float32",
+        "dtype": dtype if network is None else "bfloat16",
+        "kv_format": formats[0] if network is None else "no",
         "adherence": adherence(judged, scenes, every=every),
         "life": life(judged),
         "judge": check_judge(coder),
@@ -234,9 +255,38 @@ def main(
     report["memory"]["real clips"] = real_memory(coder, clips=memory_prompts)
     report["wall_s"] = time.perf_counter() - start
     output.mkdir(parents=True, exist_ok=True)
-    (output / "pocket_quality.json").write_text(json.dumps(report, indent=2) + "\n")
-    (output / "pocket_quality.md").write_text(markdown(report))
+    write_whole(output / "pocket_quality.json", json.dumps(report, indent=2).encode() + b"\n")
+    write_whole(output / "pocket_quality.md", markdown(report).encode())
     typer.echo(markdown(report))
+
+
+def write_comparison(
+    formats: Sequence[str], scenes: Sequence[Scene], sampling: Sampling, output: Path
+) -> None:
+    """Judge the videos of every format, and write how they compare."""
+    output.mkdir(parents=True, exist_ok=True)
+    by_format = {}
+    for name in formats:
+        by_format[name] = judged_videos(
+            engine_videos(sampling.dtype, kv_format=name),
+            scenes,
+            msgspec.structs.replace(sampling, kv_format=name),
+            output / f"pocket_videos-{name}.json",
+            on_batch=_progress(name, len(scenes)),
+        )
+    report = compare(by_format, sampling)
+    write_whole(output / "pocket_formats.json", json.dumps(report, indent=2).encode() + b"\n")
+    write_whole(output / "pocket_formats.md", comparison_text(report).encode())
+    typer.echo(comparison_text(report))
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    return lambda done: typer.echo(f"{name}: {done} of {total} videos")
+
+
+def _checksum_of_weights() -> str:
+    weights = files("qvg_engine.models.pocket") / "weights" / WEIGHTS_NAME
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def _packaged_coder() -> PocketVae:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from qvg_engine.cli.bench import bench
 from qvg_engine.cli.doctor import doctor
 from qvg_engine.cli.exit_code import ExitCode
 from qvg_engine.cli.generate import generate
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(doctor)
+app.command()(bench)
 
 
 @app.callback(invoke_without_command=True)

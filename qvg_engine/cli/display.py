@@ -115,9 +115,12 @@ def _status(jobs: Sequence[VideoJob], stats: EngineStats, elapsed_s: float) -> s
     num_frames = sum(job.num_frames for job in jobs)
     num_done = sum(job.state is JobState.DONE for job in jobs)
     rate = num_frames / elapsed_s if elapsed_s > 0 else 0.0
-    return (
+    parts = [
         f"{num_done} of {len(jobs)} videos done, {stats.num_running} running, "
-        f"{stats.num_waiting} waiting | {num_frames:,} frames, {rate:.1f} frames/s | "
-        f"pages {stats.pages_used:,} of {stats.pages_total:,} | "
-        f"compression {stats.kv_ratio_now:.2f}x"
-    )
+        f"{stats.num_waiting} waiting",
+        f"{num_frames:,} frames, {rate:.1f} frames/s",
+        f"pages {stats.pages_used:,} of {stats.pages_total:,}",
+    ]
+    if stats.pages_used:
+        parts.append(f"compression {stats.kv_ratio_now:.2f}x")
+    return " | ".join(parts)

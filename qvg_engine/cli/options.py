@@ -11,7 +11,8 @@ Model = Annotated[
     str, typer.Option(help="pocket, the embedded model, or the path of a weights file.")
 ]
 KvFormat = Annotated[
-    str | None, typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}.")
+    str | None,
+    typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}; q2 unless given."),
 ]
 Seconds = Annotated[
     float | None, typer.Option(help="Length of each video; 10 unless --num-frames is given.")

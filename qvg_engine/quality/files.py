@@ -1,0 +1,19 @@
+"""Files that appear under their name when they are complete, or not at all."""
+
+import os
+import secrets
+from pathlib import Path
+
+from qvg_engine.errors import OutputError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, replacing what is there; OutputError if that fails."""
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden.write_bytes(content)
+        os.replace(hidden, path)
+    except OSError as error:
+        hidden.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}; name another file") from error

@@ -1,0 +1,124 @@
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qvg_engine import VideoEngine, VideoRequest
+from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.rope.layout import to_interleaved
+from qvg_engine.models.attention import Attention
+from qvg_engine.models.family import ModelFamily
+from qvg_engine.quality.capture import Capture
+from qvg_engine.quality.format_errors import LayerErrors
+from qvg_engine.quality.recorder import RecordingFamily, record_video
+from tests.conftest import Toy
+from tests.qvg_engine.quality.conftest import CONFIG, LAYERS, PROMPT
+
+
+def test_a_capture_is_what_a_trace_says(toy: Toy) -> None:
+    """With `dense` pages a trace's caches are the committed K and V, untouched."""
+    engine = toy.engine()
+    request = toy.request("a", chunks=3, trace=True)
+    engine.add_request(request)
+    trace = None
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            trace = output.trace or trace
+    assert trace is not None
+    capture = record_video(toy.family(), engine.config, request)
+    assert np.array_equal(capture.positions, trace.token_numbers[0])
+    assert list(capture.layers) == [0, 1]
+    for layer, cache in zip(capture.layers.values(), trace.caches[0], strict=True):
+        assert torch.equal(to_interleaved(layer.keys), cache.keys)
+        assert torch.equal(layer.values, cache.values)
+
+
+class _Listening:
+    """A family that keeps what attention returned to layer 0, pass by pass."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        self._inner = family
+        self.outputs: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def forward(self, passes: object, attention: Attention, *, batch_invariant: bool) -> object:
+        outputs = self.outputs
+
+        class Ear:
+            def self_attention(
+                self, layer: int, queries: Tensor, keys: Tensor, values: Tensor
+            ) -> Tensor:
+                result = attention.self_attention(layer, queries, keys, values)
+                if layer == 0:
+                    outputs.append(result.clone())
+                return result
+
+            def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
+                return attention.cross_attention(layer, queries)
+
+        return self._inner.forward(passes, Ear(), batch_invariant=batch_invariant)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("window", "sink"), [(None, 0), (6, 0), (7, 1)])
+def test_teacher_forced_attention_is_the_engines_own(
+    toy: Toy, window: int | None, sink: int
+) -> None:
+    """Windows, sinks, positions and rotation: on exact pages it returns what the network got."""
+    settings = {"window_frames": window, "sink_frames": sink}
+    listening = _Listening(toy.family(**settings))
+    config = toy.engine().config
+    request = toy.request("a", chunks=4, trace=True)
+    capture = record_video(listening, config, request)  # type: ignore[arg-type]
+    steps = len(listening._inner.settings.timesteps)
+    commits = listening.outputs[steps :: steps + 1]
+    assert len(commits) == 4
+    exact = LayerErrors(capture, 0).exact_outputs()
+    for computed, heard in zip(exact, commits[1:], strict=True):
+        torch.testing.assert_close(computed, heard, rtol=1e-5, atol=1e-6)
+
+
+def test_a_capture_says_where_it_comes_from(capture: Capture, pocket: ModelFamily) -> None:
+    assert tuple(capture.layers) == LAYERS
+    assert capture.chunk_tokens == (192,) * 5
+    assert capture.info.window_tokens == 9 * 64
+    assert (capture.info.prompt, capture.info.seed, capture.info.grid) == (PROMPT, 3, (8, 8))
+    for layer in capture.layers.values():
+        assert layer.queries.shape == layer.keys.shape == layer.values.shape == (960, 2, 128)
+
+
+def test_recording_changes_nothing(pocket: ModelFamily) -> None:
+    def latents(family: ModelFamily) -> Tensor:
+        engine = VideoEngine(CONFIG, family=family)
+        engine.add_request(
+            VideoRequest(request_id="a", prompt=PROMPT, num_frames=24, output="latents")
+        )
+        parts = []
+        while engine.has_unfinished_requests():
+            parts += [out.latents for out in engine.step() if out.latents is not None]
+        return torch.cat(parts)
+
+    assert torch.equal(latents(pocket), latents(RecordingFamily(pocket)))
+
+
+def test_layers_that_there_are_not_are_refused(pocket: ModelFamily) -> None:
+    with pytest.raises(ConfigError, match="layer 6 is not there: pocket has 0 to 5"):
+        RecordingFamily(pocket, layers=[0, 6])
+    with pytest.raises(ConfigError, match="no layers"):
+        RecordingFamily(pocket, layers=[])
+
+
+def test_nothing_recorded_is_no_capture(pocket: ModelFamily) -> None:
+    with pytest.raises(ConfigError, match="nothing was committed"):
+        RecordingFamily(pocket).capture(prompt=PROMPT, seed=0)
+
+
+def test_a_second_video_is_refused(pocket: ModelFamily) -> None:
+    engine = VideoEngine(
+        msgspec.structs.replace(CONFIG, max_streams=2), family=RecordingFamily(pocket)
+    )
+    engine.add_request(VideoRequest(request_id="a", prompt=PROMPT, num_frames=12))
+    with pytest.raises(ConfigError, match="one video"):
+        engine.add_request(VideoRequest(request_id="b", prompt=PROMPT, num_frames=12))
