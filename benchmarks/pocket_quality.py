@@ -15,8 +15,8 @@ that a run that was stopped goes on where it was.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,17 +34,18 @@ from qvg_engine.models.pocket.memory import revisits
 from qvg_engine.models.pocket.rollout import decode_rollout, roll_out
 from qvg_engine.models.pocket.train_network import NETWORK, averaged_model
 from qvg_engine.models.pocket.vae import PocketVae
+from qvg_engine.quality.files import write_whole
 from qvg_engine.quality.pocket_videos import (
+    KEYS,
     STRETCH,
     Frames,
     Generate,
+    JudgedVideo,
     Sampling,
     adherence,
     compare,
     comparison_text,
     judged_videos,
-    life,
-    write_whole,
 )
 
 WINDOWS = (9, 18, 36, 48)
@@ -206,16 +207,17 @@ def main(
         raise typer.BadParameter("a checkpoint is rolled out without pages: leave it out")
     if len(set(formats)) < len(formats):
         raise typer.BadParameter("--kv-format names a format twice: name each once")
+    sampling = Sampling(
+        kv_format=formats[0] if network is None else "checkpoint",
+        num_frames=num_frames,
+        window_frames=window,
+        every=every,
+        together=together,
+        dtype=dtype if network is None else "bfloat16",
+        weights=_checksum(_packaged_weights() if network is None else network),
+    )
+    output.mkdir(parents=True, exist_ok=True)
     if len(formats) > 1:
-        sampling = Sampling(
-            kv_format=formats[0],
-            num_frames=num_frames,
-            window_frames=window,
-            every=every,
-            together=together,
-            dtype=dtype,
-            weights=_checksum_of_weights(),
-        )
         write_comparison(formats, scenes, sampling, output)
         return
     coder = _packaged_coder() if vae is None else _coder(vae)
@@ -231,14 +233,16 @@ def main(
         return made
 
     start = time.perf_counter()
-    judged = videos(scenes, num_frames, window)
+    judged = _judged(generate, scenes, sampling, output)
+    shares = {key: float(np.mean([video.shares[key] for video in judged])) for key in KEYS}
     report: dict[str, Any] = {
         "num_prompts": prompts,
         "num_frames": num_frames,
-        "dtype": dtype if network is None else "bfloat16",
+        "dtype": sampling.dtype,
         "kv_format": formats[0] if network is None else "no",
-        "adherence": adherence(judged, scenes, every=every),
-        "life": life(judged),
+        "adherence": shares
+        | {"sampled_frames": sum(video.shares["sampled_frames"] for video in judged)},
+        "life": shares,
         "judge": check_judge(coder),
         "window_frames": window,
         "by_window": {},
@@ -246,15 +250,11 @@ def main(
     }
     remembered = scenes[:memory_prompts]
     for size in WINDOWS:
-        if size == window:
-            made = [video[:memory_frames] for video in judged[:memory_prompts]]
-        else:
-            made = videos(remembered, memory_frames, size)
+        made = videos(remembered, memory_frames, size)
         report["by_window"][str(size)] = adherence(made, remembered, every=every)
         report["memory"][str(size)] = memory(made, remembered)
     report["memory"]["real clips"] = real_memory(coder, clips=memory_prompts)
     report["wall_s"] = time.perf_counter() - start
-    output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "pocket_quality.json", json.dumps(report, indent=2).encode() + b"\n")
     write_whole(output / "pocket_quality.md", markdown(report).encode())
     typer.echo(markdown(report))
@@ -264,29 +264,41 @@ def write_comparison(
     formats: Sequence[str], scenes: Sequence[Scene], sampling: Sampling, output: Path
 ) -> None:
     """Judge the videos of every format, and write how they compare."""
-    output.mkdir(parents=True, exist_ok=True)
-    by_format = {}
-    for name in formats:
-        by_format[name] = judged_videos(
+    by_format = {
+        name: _judged(
             engine_videos(sampling.dtype, kv_format=name),
             scenes,
             msgspec.structs.replace(sampling, kv_format=name),
-            output / f"pocket_videos-{name}.json",
-            on_batch=_progress(name, len(scenes)),
+            output,
         )
+        for name in formats
+    }
     report = compare(by_format, sampling)
     write_whole(output / "pocket_formats.json", json.dumps(report, indent=2).encode() + b"\n")
     write_whole(output / "pocket_formats.md", comparison_text(report).encode())
     typer.echo(comparison_text(report))
 
 
-def _progress(name: str, total: int) -> Callable[[int], None]:
-    return lambda done: typer.echo(f"{name}: {done} of {total} videos")
+def _judged(
+    generate: Generate, scenes: Sequence[Scene], sampling: Sampling, output: Path
+) -> list[JudgedVideo]:
+    """Judge videos, going on where an earlier run into the same folder was stopped."""
+    name = sampling.kv_format
+
+    def report_progress(done: int) -> None:
+        typer.echo(f"{name}: {done} of {len(scenes)} videos")
+
+    path = output / f"pocket_videos-{name}.json"
+    return judged_videos(generate, scenes, sampling, path, on_batch=report_progress)
 
 
-def _checksum_of_weights() -> str:
-    weights = files("qvg_engine.models.pocket") / "weights" / WEIGHTS_NAME
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+def _packaged_weights() -> Path:
+    with as_file(files("qvg_engine.models.pocket") / "weights" / WEIGHTS_NAME) as path:
+        return path
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _packaged_coder() -> PocketVae:

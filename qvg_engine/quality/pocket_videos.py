@@ -4,7 +4,6 @@ Videos of the same prompts and seeds are made with pages of several formats. Wha
 is compared prompt by prompt, since prompts differ more from each other than formats do.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qvg_engine.models.pocket.clips import Scene
 from qvg_engine.models.pocket.judge import ATTRIBUTES, is_alive, judge_video
+from qvg_engine.quality.files import write_whole
 
 Frames = NDArray[np.uint8]
 Generate = Callable[[Sequence[str], int, int], list[Frames]]
@@ -189,10 +189,3 @@ def comparison_text(report: dict[str, Any]) -> str:
         ]
         lines.append(f"| `{name}` - `{report['baseline']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name first, so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)

@@ -24,7 +24,7 @@ from qvg_engine.quality.pocket_videos import (
 SAMPLING = Sampling(
     kv_format="q2",
     num_frames=96,
-    window_frames=18,
+    window_frames=48,
     every=48,
     together=2,
     dtype="float32",
