@@ -2,8 +2,8 @@
 
 Each test times one thing and, in turn with it, dense SDPA over the same tokens, so that
 `extra_info` holds ratios from one run: other load on the machine moves both. Dense SDPA gets K and
-V that lie ready; paged attention decodes them from its pages, and rotates K and Q. `bytes_moved`
-are those that a decode must read and write.
+V that lie ready; paged attention decodes them from its pages, and rotates K and Q (or does not,
+where the group's name says so). `bytes_moved` are those that a decode must read and write.
 """
 
 import statistics
@@ -150,6 +150,10 @@ class Pass:
             workspace=self.workspace,
         )
 
+    def attend_unrotated(self) -> None:
+        """The same work as dense attention, and the decode."""
+        paged_attention(self.queries, [self.segment], workspace=self.workspace)
+
     def attend_dense(self) -> None:
         keys, values, queries = self._dense
         scaled_dot_product_attention(queries, keys, values)
@@ -193,6 +197,11 @@ def case(request: pytest.FixtureRequest, shape: Shape) -> Pass:
 @pytest.mark.benchmark(group="attention")
 def test_decode_and_attend(benchmark: BenchmarkFixture, case: Pass, shape: Shape) -> None:
     measure(benchmark, case.attend, case, shape.num_rounds)
+
+
+@pytest.mark.benchmark(group="attention, without RoPE")
+def test_decode_and_attend_unrotated(benchmark: BenchmarkFixture, case: Pass, shape: Shape) -> None:
+    measure(benchmark, case.attend_unrotated, case, shape.num_rounds)
 
 
 @pytest.mark.benchmark(group="decode")

@@ -39,12 +39,8 @@ from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.layout import to_published
 
-DEFAULT_WINDOW_FRAMES: Final = 18
-"""Latent frames of the window, unless a setting says otherwise.
-
-The network has learned with windows of up to 48. With the longest ones the camera of long videos
-slows down, a little with every chunk; see docs/pocket.md for what each window gives.
-"""
+DEFAULT_WINDOW_FRAMES: Final = 48
+"""Latent frames of the window, unless a setting says otherwise: the longest it has learned with."""
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights"
 
 

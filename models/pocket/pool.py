@@ -87,7 +87,8 @@ class ClipPool:
         if clip not in self._paces:
             frames = FRAMES_PER_LATENT * self.clip_latents
             pace = stumbling_pace(self._index.first_seed + clip, num_frames=frames)
-            self._paces[clip] = pace.reshape(-1, FRAMES_PER_LATENT).all(axis=1)
+            in_frames = pace.reshape(-1, FRAMES_PER_LATENT)
+            self._paces[clip] = np.asarray(in_frames.all(axis=1))
         return self._paces[clip][first : first + length]
 
     def window(self, clip: int, first: int, length: int) -> Tensor:
