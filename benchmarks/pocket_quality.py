@@ -194,7 +194,7 @@ def main(
     vae: Annotated[Path | None, typer.Option(help="Checkpoint of train_vae.")] = None,
     kv_format: Annotated[
         list[str] | None,
-        typer.Option(help="Format of the pages, q2 unless given; several are compared."),
+        typer.Option(help="Format of the pages, bf16 unless given; several are compared."),
     ] = None,
 ) -> None:
     """Measure and write the report."""
@@ -202,7 +202,7 @@ def main(
     order = np.random.default_rng(1).permutation(len(all_scenes()))
     scenes = [all_scenes()[i] for i in order[:prompts]]
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if bfloat16 else "float32"
-    formats = kv_format or ["q2"]
+    formats = kv_format or ["bf16"]
     if network is not None and kv_format:
         raise typer.BadParameter("a checkpoint is rolled out without pages: leave it out")
     if len(set(formats)) < len(formats):

@@ -30,8 +30,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     The KV-cache and the step:
 
-    * `kv_format`: how pages store K and V: "q2", or "dense", "bf16", and with codebooks, too,
-      "qvg", "qvg-pro", "q4", "q1"; or a `PageFormat`. `value_format` overrides it for V.
+    * `kv_format`: how pages store K and V: "dense", "bf16", or with codebooks "qvg", "qvg-pro",
+      "q4", "q2", "q1"; or a `PageFormat`. `value_format` overrides it for V.
     * `codebook_overhead`: bits per element that a stream's codebooks may add; None: 0.33 with a
       window, 0.09 with the full history. `codebooks`: when they are fitted anew.
     * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
@@ -59,7 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     text_len: int | None = None
     num_heads: int | None = None
 
-    kv_format: str | PageFormat = "q2"
+    kv_format: str | PageFormat = "bf16"
     value_format: str | PageFormat | None = None
     codebook_overhead: float | None = None
     codebooks: CodebookPolicy = CodebookPolicy()

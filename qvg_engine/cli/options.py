@@ -12,7 +12,7 @@ Model = Annotated[
 ]
 KvFormat = Annotated[
     str | None,
-    typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}; q2 unless given."),
+    typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}; bf16 unless given."),
 ]
 Seconds = Annotated[
     float | None, typer.Option(help="Length of each video; 10 unless --num-frames is given.")
