@@ -50,28 +50,27 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
         There are fewer than `max_live` where so many of the smallest codebooks cost too much.
         """
         assert num_tokens >= 1, num_tokens
-        rows = self._rows(num_tokens)
+        rows = self.total_rows(num_tokens)
         return live_slots(rows, min_rows=self.min_rows, max_live=self.max_live)
 
     def rows_per_slot(self, num_tokens: int) -> int:
         """Rows of each of these slots."""
-        return min(self.max_rows, self._rows(num_tokens) // self.num_slots(num_tokens))
+        return min(self.max_rows, self.total_rows(num_tokens) // self.num_slots(num_tokens))
 
     def rows_per_set(self, num_tokens: int) -> int:
         """Rows of all these slots together; 0 for a branch that keeps no tokens."""
         return self.num_slots(num_tokens) * self.rows_per_slot(num_tokens) if num_tokens else 0
 
     def total_rows(self, num_tokens: int) -> int:
-        """Rows that `num_tokens` tokens of all streams together pay for; at least a codebook."""
-        return self._rows(num_tokens)
+        """Rows that `num_tokens` tokens, of one stream or of all together, pay for.
+
+        Exactly within the overhead; at least those of the smallest codebook.
+        """
+        return max(self.min_rows, int(Fraction(self.overhead) * num_tokens / ROW_BITS))
 
     def bits_per_element(self, num_tokens: int) -> float:
         """What the slots of a set take, per element of `num_tokens` tokens."""
         return ROW_BITS * self.rows_per_set(num_tokens) / num_tokens
-
-    def _rows(self, num_tokens: int) -> int:
-        """Rows within the overhead, exactly, or the smallest codebook."""
-        return max(self.min_rows, int(Fraction(self.overhead) * num_tokens / ROW_BITS))
 
 
 def live_slots(num_rows: int, *, min_rows: int, max_live: int) -> int:

@@ -15,7 +15,6 @@ from torch import Tensor
 from qvg_engine.kernels.codec.arrays import page_arrays
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
-from qvg_engine.kernels.kmeans.threads import for_heads
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.cpu import (
@@ -26,6 +25,7 @@ from qvg_engine.kernels.rope.cpu import (
     rotate_row,
     table_arrays,
 )
+from qvg_engine.kernels.threads import for_heads
 
 _ELEMENT_WORK = 64
 """Multiply-adds that take as long as decoding an element."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.e4m3 import decode_e4m3, encode_e4m3, round_bits
+from qvg_engine.kernels.rope.cpu import widen
 
 _BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}
 
@@ -56,17 +57,14 @@ def _read(element: Any) -> Any:
     def from_float16(element: Any) -> Any:
         return decode_float16(element)
 
-    def from_bfloat16(element: Any) -> Any:
-        return np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
-
-    def from_float32(element: Any) -> Any:
-        return element
+    def from_wider(element: Any) -> Any:
+        return widen(element)
 
     return {
         types.uint8: from_e4m3,
         types.int16: from_float16,
-        types.uint16: from_bfloat16,
-        types.float32: from_float32,
+        types.uint16: from_wider,
+        types.float32: from_wider,
     }[element]
 
 

@@ -24,7 +24,7 @@ from qvg_engine.kernels.kmeans.clusters import Assignment, Clusters
 from qvg_engine.kernels.kmeans.products import HALF_TILE, ROWS, TILE, multiply
 from qvg_engine.kernels.kmeans.rows import largest, lesser, transpose
 from qvg_engine.kernels.kmeans.settings import KMeansSettings
-from qvg_engine.kernels.kmeans.threads import for_heads
+from qvg_engine.kernels.threads import for_heads
 
 # Products of a block, 16 KB for 256 centroids, and a tile stay in the L1 cache.
 _BLOCK = 16

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.kmeans.rows import largest, lesser, transpose
-from qvg_engine.kernels.kmeans.threads import for_heads
+from qvg_engine.kernels.threads import for_heads
 
 # Points whose distances are added up at a time, in the L1 cache.
 _BLOCK = 512

@@ -8,12 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 
 from qvg_engine import EngineConfig, VideoEngine, VideoRequest
-from qvg_engine.models.pocket.family import load_pocket
 from qvg_engine.models.wan.family import WanFamily
-from qvg_engine.models.wan.network import WanNetwork
+from tests.qvg_engine.test_process_memory import tiny_family
 
 CHUNK_FRAMES = 12
 """Pixel frames of a chunk."""
@@ -24,14 +22,7 @@ PROMPT = "a red circle over a green background"
 @pytest.fixture(scope="module")
 def tiny() -> WanFamily:
     """A random network of one layer and head in the place of the embedded one."""
-    pocket = load_pocket()
-    torch.manual_seed(0)
-    sizes = msgspec.structs.replace(
-        pocket.network.config, dim=128, ffn_dim=64, num_heads=1, num_layers=1
-    )
-    settings = msgspec.structs.replace(pocket.settings, timesteps=(1000.0,))
-    network = WanNetwork(sizes).eval().requires_grad_(False)
-    return WanFamily(network, settings, codec=pocket.codec, prompt_encoder=pocket.prompt_encoder)
+    return tiny_family()
 
 
 def make_engine(tiny: WanFamily, *, full_history: bool = False, **config: Any) -> VideoEngine:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qvg_engine.kernels import threads
 from qvg_engine.kernels.codec import (
     PRESETS,
     CodecSpec,
@@ -19,7 +20,6 @@ from qvg_engine.kernels.codec import (
     reference,
 )
 from qvg_engine.kernels.codec.packing import pack
-from qvg_engine.kernels.kmeans import threads
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.reference import rotate

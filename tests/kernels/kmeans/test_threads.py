@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvg_engine.kernels.kmeans import KMeansSettings, assign, fit, initial_centroids, threads
-from qvg_engine.kernels.kmeans.threads import for_heads
+from qvg_engine.kernels import threads
+from qvg_engine.kernels.kmeans import KMeansSettings, assign, fit, initial_centroids
+from qvg_engine.kernels.threads import for_heads
 
 MUCH = 1 << 40
 
