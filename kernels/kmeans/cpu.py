@@ -21,9 +21,9 @@ from numba import njit
 from torch import Tensor
 
 from qvg_engine.kernels.kmeans.clusters import Assignment, Clusters
-from qvg_engine.kernels.kmeans.products import HALF_TILE, ROWS, TILE, multiply
 from qvg_engine.kernels.kmeans.rows import largest, lesser, transpose
 from qvg_engine.kernels.kmeans.settings import KMeansSettings
+from qvg_engine.kernels.products import HALF_TILE, ROWS, TILE, multiply
 from qvg_engine.kernels.threads import for_heads
 
 # Products of a block, 16 KB for 256 centroids, and a tile stay in the L1 cache.

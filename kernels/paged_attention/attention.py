@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.paged_attention import dense, reference
+from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.paged_attention import cpu_attention, dense, reference
 from qvg_engine.kernels.paged_attention.decode import decode, place
 from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
@@ -127,18 +128,22 @@ def _attend_in_workspace(
 ) -> tuple[Tensor, Tensor]:
     pieces = list(_pack(segments, workspace.max_tokens))
     needs_lse = needs_lse or len(pieces) > 1
+    has_codes = any(
+        isinstance(s, PagedSegment) and isinstance(s.pages.keys, CodedPages) for s in segments
+    )
     merged: tuple[Tensor, Tensor] | None = None
     for piece in pieces:
         num_tokens = _fill(workspace, piece, transform)
         weighted = any(isinstance(s, DenseSegment) and s.log_weights is not None for s in piece)
-        part = dense.attend(
-            queries,
-            workspace.keys[:, :num_tokens],
-            workspace.values[:, :num_tokens],
-            workspace.bias[:num_tokens] if weighted else None,
-            scale,
-            needs_lse=needs_lse,
-        )
+        bias = workspace.bias[:num_tokens] if weighted else None
+        keys, values = workspace.keys, workspace.values
+        # Pages that hold rows as they are get torch's kernel, for what a plain loop computes, bit
+        # by bit: in bf16 pages any other rounding of fp32 can be seen again.
+        if has_codes and cpu_attention.supports(queries, keys):
+            part = cpu_attention.attend(queries, keys, values, num_tokens, bias, scale)
+        else:
+            keys, values = keys[:, :num_tokens], values[:, :num_tokens]
+            part = dense.attend(queries, keys, values, bias, scale, needs_lse=needs_lse)
         merged = part if merged is None else dense.merge(merged, part)
     assert merged is not None
     return merged

@@ -1,7 +1,7 @@
-"""Products of rows with centroids on the CPU: where k-means spends its time.
+"""Matrix products on the CPU: where k-means and attention spend their time.
 
-A tile is `TILE` centroids side by side, channel by channel. Compiled code takes `ROWS` rows and a
-tile, or the first half of one where there are no more centroids, and keeps all their sums in vector
+A tile is `TILE` columns side by side, channel by channel. Compiled code takes `ROWS` rows and a
+tile, or the first half of one where there are no more columns, and keeps all their sums in vector
 registers from the first channel to the last: what no compiler makes of a plain loop. A library's
 matrix product would do, but has threads of its own, adds in an order that may depend on them, and
 costs more than the product itself where that is small.
@@ -17,11 +17,11 @@ _HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
 # A row's sums fill two vectors; 16 sums of 512 bits leave half of the registers to the factors, and
 # so do 8 of 256 bits, or of two times 128.
 HALF_TILE = 16 if _HAS_AVX512 else 8
-"""Centroids of a vector."""
+"""Columns of a vector."""
 ROWS = 8 if _HAS_AVX512 else 4
 """Rows that are multiplied at a time."""
 TILE = 2 * HALF_TILE
-"""Centroids that are multiplied at a time."""
+"""Columns that are multiplied at a time."""
 
 _INDEX = ir.IntType(64)
 _VECTOR = ir.VectorType(ir.FloatType(), HALF_TILE)
@@ -46,7 +46,7 @@ def _vector_pointers(builder: Any, pointer: Any, num_vectors: int) -> list[Any]:
 
 
 def _build_loop(
-    builder: Any, rows: list[Any], tile: Any, num_vectors: int, channels: Any
+    builder: Any, rows: list[Any], channel_step: Any, tile: Any, num_vectors: int, channels: Any
 ) -> list[list[Any]]:
     """Emit the loop over channels; the sums, a list of vectors for each of the rows."""
     before = builder.block
@@ -60,9 +60,10 @@ def _build_loop(
     start = builder.gep(tile, [builder.mul(channel, ir.Constant(_INDEX, TILE))])
     pointers = _vector_pointers(builder, start, num_vectors)
     factors = [builder.load(pointer, align=4) for pointer in pointers]
+    offset = builder.mul(channel, channel_step)
     added: list[list[Any]] = []
     for row, row_sums in zip(rows, sums, strict=True):
-        value = _broadcast(builder, builder.load(builder.gep(row, [channel])))
+        value = _broadcast(builder, builder.load(builder.gep(row, [offset])))
         products = [builder.fmul(value, factor, flags=_FUSED) for factor in factors]
         pairs = zip(row_sums, products, strict=True)
         added.append([builder.fadd(total, product, flags=_FUSED) for total, product in pairs])
@@ -79,45 +80,61 @@ def _build_loop(
 def _make_multiply(num_vectors: int) -> Any:
     """A function for Numba code: `ROWS` rows times the first vectors of a tile.
 
-    products[first_product + r, tile * TILE + c] = rows[first_row + r] . centroid c of the tile
+    products[first_product + r * product_step + c]
+        = sum over i of rows[first + r * row_step + i * channel_step]
+                        * tiles[first_factor + i * TILE + c]
 
-    rows: fp32 [., head_dim]; tiles: fp32 [., head_dim, TILE]; products: fp32 [., row_size]. All are
-    contiguous, head_dim is at least 1, and no bound is checked.
+    rows, tiles, products: fp32, contiguous, of any shape: the indices count their elements.
+    `channels` is at least 1, and no bound is checked.
     """
 
     @intrinsic
     def multiply_tile(
         typing_context: Any,
         rows: Any,
-        first_row: Any,
+        first: Any,
+        row_step: Any,
+        channel_step: Any,
         tiles: Any,
-        tile: Any,
+        first_factor: Any,
         products: Any,
         first_product: Any,
-        head_dim: Any,
-        row_size: Any,
+        product_step: Any,
+        channels: Any,
     ) -> Any:
         index = types.int64
-        signature = types.void(rows, index, tiles, index, products, index, index, index)
+        signature = types.void(
+            rows, index, index, index, tiles, index, products, index, index, index
+        )
         return signature, generate
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, tiles, products = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 4)
+            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 4, 6)
         )
-        _, first_row, _, tile, _, first_product, head_dim, row_size = args
+        (
+            _,
+            first,
+            row_step,
+            channel_step,
+            _,
+            first_factor,
+            _,
+            first_product,
+            product_step,
+            channels,
+        ) = args
 
-        def at(pointer: Any, count: Any, size: Any) -> Any:
-            return builder.gep(pointer, [builder.mul(count, size)])
+        def at(pointer: Any, first: Any, step: Any, count: int) -> Any:
+            offset = builder.mul(step, ir.Constant(_INDEX, count))
+            return builder.gep(pointer, [builder.add(first, offset)])
 
-        numbers = [ir.Constant(_INDEX, row) for row in range(ROWS)]
-        starts = [at(rows, builder.add(first_row, number), head_dim) for number in numbers]
-        width = ir.Constant(_INDEX, TILE)
-        tile_start = at(tiles, builder.mul(tile, head_dim), width)
-        sums = _build_loop(builder, starts, tile_start, num_vectors, head_dim)
-        for number, row_sums in zip(numbers, sums, strict=True):
-            start = at(products, builder.add(first_product, number), row_size)
-            pointers = _vector_pointers(builder, at(start, tile, width), num_vectors)
+        starts = [at(rows, first, row_step, row) for row in range(ROWS)]
+        tile = builder.gep(tiles, [first_factor])
+        sums = _build_loop(builder, starts, channel_step, tile, num_vectors, channels)
+        for row, row_sums in enumerate(sums):
+            start = at(products, first_product, product_step, row)
+            pointers = _vector_pointers(builder, start, num_vectors)
             for total, pointer in zip(row_sums, pointers, strict=True):
                 builder.store(total, pointer, align=4)
         return context.get_dummy_value()
@@ -125,25 +142,33 @@ def _make_multiply(num_vectors: int) -> Any:
     return multiply_tile
 
 
-_multiply_tile = _make_multiply(2)
+multiply_tile = _make_multiply(2)
 _multiply_half_tile = _make_multiply(1)
 
 
 @njit(nogil=True, cache=True)
 def multiply(rows: Any, first: Any, count: Any, tiles: Any, products: Any) -> None:
-    """The products of `count` rows, from `first` on, with all centroids.
+    """The products of `count` rows, from `first` on, with all columns of some tiles.
 
     rows: fp32 [rows, head_dim], contiguous; there are rows up to `first + count` rounded up to
         whole `ROWS`.
     tiles: fp32 [tiles, head_dim, TILE], contiguous.
-    products: fp32 [., centroids], contiguous, of `count` rows rounded up likewise. The number of
-        centroids is tiles * TILE, or HALF_TILE less.
+    products: fp32 [., columns], contiguous, of `count` rows rounded up likewise. The number of
+        columns is tiles * TILE, or HALF_TILE less.
     """
     head_dim, row_size = rows.shape[1], products.shape[1]
     for tile in range(row_size // TILE):
+        factor = tile * head_dim * TILE
         for row in range(0, count, ROWS):
-            _multiply_tile(rows, first + row, tiles, tile, products, row, head_dim, row_size)
+            source, target = (first + row) * head_dim, row * row_size + tile * TILE
+            multiply_tile(
+                rows, source, head_dim, 1, tiles, factor, products, target, row_size, head_dim
+            )
     if row_size % TILE:
         tile = row_size // TILE
+        factor = tile * head_dim * TILE
         for row in range(0, count, ROWS):
-            _multiply_half_tile(rows, first + row, tiles, tile, products, row, head_dim, row_size)
+            source, target = (first + row) * head_dim, row * row_size + tile * TILE
+            _multiply_half_tile(
+                rows, source, head_dim, 1, tiles, factor, products, target, row_size, head_dim
+            )

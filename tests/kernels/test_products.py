@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qvg_engine.kernels.kmeans.products import HALF_TILE, ROWS, TILE, multiply
 from qvg_engine.kernels.kmeans.rows import largest, transpose
+from qvg_engine.kernels.products import HALF_TILE, ROWS, TILE, multiply
 
 
 @pytest.mark.parametrize("width", [HALF_TILE, TILE, TILE + HALF_TILE, 4 * TILE])
