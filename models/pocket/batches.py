@@ -83,11 +83,20 @@ def pick_layout(rng: np.random.Generator, *, progress: float, long_windows: bool
     return layouts[int(rng.choice(len(layouts), p=weights / weights.sum()))][2]
 
 
-def draw_batch(pool: ClipPool, layout: Layout, rng: np.random.Generator) -> Batch:
-    """Random windows of random clips."""
+def draw_batch(
+    pool: ClipPool, layout: Layout, rng: np.random.Generator, *, favour: str | None = None
+) -> Batch:
+    """Random windows of random clips.
+
+    A direction in `favour` is drawn more than twice as often as the others are.
+    """
     frames = layout.chunks * FRAMES_PER_CHUNK
     stumbling = rng.random(layout.batch) < (STUMBLING_SHARE if layout.chunks > 1 else 0.0)
     clips = rng.integers(len(pool) // 2, size=layout.batch) * 2 + stumbling
+    if favour is not None:
+        again = rng.integers(len(pool) // 2, size=layout.batch) * 2 + stumbling
+        favoured = [pool.scene(clip).direction == favour for clip in clips.tolist()]
+        clips = np.where(favoured, clips, again)
     firsts = rng.integers(pool.clip_latents - frames + 1, size=layout.batch)
     firsts = np.where(stumbling, firsts // STUMBLE_LATENTS * STUMBLE_LATENTS, firsts)
     places = list(zip(clips.tolist(), firsts.tolist(), strict=True))

@@ -33,6 +33,7 @@ from qvg_engine.models.pocket.batches import (
     soil_context,
     token_weights,
 )
+from qvg_engine.models.pocket.clips import DIRECTIONS
 from qvg_engine.models.pocket.family import PocketCodec, load_pocket
 from qvg_engine.models.pocket.optimizer import MixedOptimizer
 from qvg_engine.models.pocket.pool import ClipPool, build_pool
@@ -65,7 +66,7 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
 
     From the part `decay_from` of the budget the learning rate falls from `peak_rate`; from
     `own_context_from` the network's predictions become context. `long_windows` takes the mixture
-    of `LONG_LAYOUTS`.
+    of `LONG_LAYOUTS`; clips whose camera moves in the direction `favour` are drawn more often.
     """
 
     output: Path
@@ -77,6 +78,7 @@ class NetworkTraining(msgspec.Struct, frozen=True, kw_only=True):
     decay_from: float = 0.6
     own_context_from: float = 0.62
     long_windows: bool = False
+    favour: str | None = None
     checkpoint_every_s: float = 180.0
     start_from: Path | None = None
 
@@ -134,7 +136,7 @@ class NetworkTrainer:
         if not self.workers.is_first:
             rng = np.random.default_rng((self.settings.seed, self.round, self.workers.rank))
         torch.manual_seed(int(rng.integers(2**62)))
-        batch = draw_batch(self.pool, layout, rng)
+        batch = draw_batch(self.pool, layout, rng, favour=self.settings.favour)
         context = soil_context(batch.chunks)
         generations = GENERATIONS if progress >= self.settings.own_context_from else 1
         for generation in range(generations):
@@ -298,10 +300,15 @@ def main(
         float, typer.Option(help="Part of the budget from which predictions become context.")
     ] = 0.62,
     long_windows: Annotated[bool, typer.Option(help="Train mostly on full windows.")] = False,
+    favour: Annotated[
+        str | None, typer.Option(help="A camera direction to draw more often than the others.")
+    ] = None,
     fuse: Annotated[bool, typer.Option(help="Compile elementwise work first.")] = False,
 ) -> None:
     """Train network and vocabulary."""
     keep_freed_memory()
+    if favour is not None and favour not in DIRECTIONS:
+        raise typer.BadParameter(f"--favour must be one of {', '.join(DIRECTIONS)}, not {favour}")
     if fuse:
         fuse_elementwise()
     if (vae is None) == (start_from is None):
@@ -320,6 +327,7 @@ def main(
         decay_from=decay_from,
         own_context_from=own_context_from,
         long_windows=long_windows,
+        favour=favour,
         start_from=start_from,
     )
     NetworkTrainer(settings, workers).train()
