@@ -12,7 +12,7 @@ from qvg_engine.kernels.codec.pages import CodedPages
 class PageArrays(NamedTuple):
     """The arrays of `CodedPages` and of its codebooks, over the same memory.
 
-    levels: fp32 [16], an entry for every possible code.
+    levels: fp32 [32], an entry for every possible code, or place in a trellis.
     plane_groups: int64 [planes], the group of all channels of each bit plane; -1 for all where
         some plane has channels of several groups.
     """
@@ -25,6 +25,7 @@ class PageArrays(NamedTuple):
     plane_groups: Any
     levels: Any
     bits: Any
+    trellis: Any
     rows: Any
     row_table: Any
     counts: Any
@@ -44,8 +45,9 @@ def page_arrays(pages: CodedPages) -> PageArrays:
         slot_of_page=pages.slot_of_page,
         channel_groups=pages.channel_groups,
         plane_groups=_plane_groups(pages),
-        levels=np.array(spec.levels + (16 - len(spec.levels)) * (0.0,), np.float32),
+        levels=np.array(spec.levels + (32 - len(spec.levels)) * (0.0,), np.float32),
         bits=np.int64(spec.bits),
+        trellis=spec.trellis,
         rows=as_elements(books.rows),
         row_table=books.row_table,
         counts=books.counts,

@@ -13,6 +13,13 @@ from numba import njit
 from torch import Tensor
 
 from qvg_engine.kernels.codec.arrays import page_arrays
+from qvg_engine.kernels.codec.cpu_trellis import load_words, unpack_row
+from qvg_engine.kernels.codec.cpu_vectors import (
+    LANES,
+    fill_one_bit_of_trellis,
+    fill_two_bits,
+    fill_two_bits_of_trellis,
+)
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.page_runs import PageRuns
@@ -123,7 +130,11 @@ def _fill_rows(
     packed, stored = pages.codes[page, head], pages.scales[page, head]
     centroids, width = books.centroids[book, head], books.widths[book, head]
     ids, rows = pages.ids[page, head], scratch.rows
-    if pages.plane_groups[0] >= 0 and ids.shape[0] > 0:
+    by_plane = pages.plane_groups[0] >= 0 and ids.shape[0] > 0
+    has_few = pages.bits == 2 or (pages.bits == 1 and pages.trellis)
+    if by_plane and has_few and packed.shape[1] % LANES == 0:
+        _fill_by_vector(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
+    elif by_plane and not pages.trellis:
         _fill_by_plane(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
     else:
         _fill_by_channel(pages, packed, stored, width, begin, end, scratch)
@@ -131,6 +142,35 @@ def _fill_rows(
             _add_centroids(ids[0], centroids[0], begin, end, rows)
     for stage in range(1, ids.shape[0]):
         _add_centroids(ids[stage], centroids[stage], begin, end, rows)
+
+
+@njit(nogil=True, cache=True)
+def _fill_by_vector(
+    pages: Any,
+    packed: Any,
+    stored: Any,
+    ids: Any,
+    centroids: Any,
+    width: Any,
+    begin: Any,
+    end: Any,
+    scratch: Any,
+) -> None:
+    """Levels times scales and widths, plus the first centroid, where a plane is of one group.
+
+    Codes have 2 bits, or 1 with a trellis, and fill whole vectors of bytes.
+    """
+    plane_scale, rows, levels = scratch.scale, scratch.rows, pages.levels
+    for slot in range(begin, end):
+        for plane in range(pages.plane_groups.shape[0]):
+            plane_scale[plane] = read(stored[slot, pages.plane_groups[plane]])
+        codes, row, centroid = packed[slot], rows[slot - begin], centroids[np.int64(ids[slot])]
+        if not pages.trellis:
+            fill_two_bits(codes, levels, plane_scale, width, centroid, row)
+        elif pages.bits == 2:
+            fill_two_bits_of_trellis(codes, levels, plane_scale, width, centroid, row)
+        else:
+            fill_one_bit_of_trellis(codes, levels, plane_scale, width, centroid, row)
 
 
 @njit(nogil=True, cache=True)
@@ -145,7 +185,7 @@ def _fill_by_plane(
     end: Any,
     scratch: Any,
 ) -> None:
-    """Levels times scales and widths, plus the first centroid, where a plane is of one group."""
+    """The same with plain codes of any width, which are looked up."""
     levels, group_scale, rows = pages.levels, scratch.group_scale, scratch.rows
     size = packed.shape[1]
     num_planes = pages.plane_groups.shape[0]
@@ -158,21 +198,10 @@ def _fill_by_plane(
             scale = group_scale[pages.plane_groups[plane]]
             shift = np.int32(plane * pages.bits)
             first = plane * size
-            if pages.bits > 2:
-                for j in range(size):
-                    # Not as uint8: that would become int64, four times as wide.
-                    code = (np.int32(packed[slot, j]) >> shift) & mask
-                    value = levels[code] * scale * width[first + j]
-                    rows[row, first + j] = value + centroids[centroid, first + j]
-                continue
-            # Choosing takes a third of the time of looking up.
-            value_0, value_1 = levels[0] * scale, levels[1] * scale
-            value_2, value_3 = levels[2] * scale, levels[3] * scale
             for j in range(size):
+                # Not as uint8: that would become int64, four times as wide.
                 code = (np.int32(packed[slot, j]) >> shift) & mask
-                low = value_1 if code & 1 else value_0
-                high = value_3 if code & 1 else value_2
-                value = (high if code & 2 else low) * width[first + j]
+                value = levels[code] * scale * width[first + j]
                 rows[row, first + j] = value + centroids[centroid, first + j]
 
 
@@ -183,7 +212,8 @@ def _fill_by_channel(
     """Levels times scales and widths, whatever the groups."""
     groups, levels = pages.channel_groups, pages.levels
     code, planes, group_scale, scale, rows = scratch
-    head_dim = rows.shape[1]
+    head_dim, size = rows.shape[1], planes.shape[1]
+    words, y1, y0 = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
     mask = np.int32((1 << pages.bits) - 1)
     for slot in range(begin, end):
         row = slot - begin
@@ -191,11 +221,15 @@ def _fill_by_channel(
             group_scale[group] = read(stored[slot, group])
         for i in range(head_dim):
             scale[i] = group_scale[groups[i]]
-        shift = np.int32(0)
-        for plane in range(planes.shape[0]):
-            for j in range(planes.shape[1]):
-                planes[plane, j] = (np.int32(packed[slot, j]) >> shift) & mask
-            shift += np.int32(pages.bits)
+        if pages.trellis:
+            load_words(packed[slot], pages.bits, words, y1, y0)
+            unpack_row(words, y1, y0, pages.bits, planes)
+        else:
+            shift = np.int32(0)
+            for plane in range(planes.shape[0]):
+                for j in range(planes.shape[1]):
+                    planes[plane, j] = (np.int32(packed[slot, j]) >> shift) & mask
+                shift += np.int32(pages.bits)
         for i in range(head_dim):
             rows[row, i] = levels[code[i]] * scale[i] * width[i]
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.arrays import page_arrays
+from qvg_engine.kernels.codec.cpu_trellis import choose_codes, find_levels
 from qvg_engine.kernels.codec.elements import read, write
 from qvg_engine.kernels.codec.packing import pack_row
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PEAK_FACTORS, SPREAD_FACTORS, CodecSpec
+from qvg_engine.kernels.codec.trellis import channel_order
 
 # Scratch buffers of 128 channels and a block of tokens stay in the L1 and L2 caches.
 _BLOCK = 64
@@ -33,6 +35,7 @@ class _Grid(NamedTuple):
     normal_scale: Any
     spread_factors: Any
     peak_factors: Any
+    order: Any
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -216,6 +219,100 @@ def _code_block(
     return total
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _wanted_scales(columns: Any, widths: Any, group_channels: Any, grid: Any, wanted: Any) -> None:
+    """The first scales fp64 [groups, tokens] that are tried with a trellis."""
+    for group in range(group_channels.shape[0]):
+        channels, target = group_channels[group], wanted[group]
+        weight = 0.0
+        for i in range(target.shape[0]):
+            target[i] = 0.0
+        for channel in channels:
+            row, width = columns[channel], widths[channel]
+            weight += np.float64(width) * np.float64(width)
+            for i in range(target.shape[0]):
+                if grid.is_searched:
+                    target[i] += np.float64(row[i]) * np.float64(row[i])
+                else:
+                    target[i] = max(target[i], np.float64(abs(row[i] / width)))
+        for i in range(target.shape[0]):
+            if grid.is_searched:
+                target[i] = grid.normal_scale * np.sqrt(target[i] / weight)
+            else:
+                target[i] = np.float64(np.float32(target[i]) / grid.top)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fitted_scales(
+    columns: Any, widths: Any, group_channels: Any, found: Any, scales: Any, wanted: Any
+) -> None:
+    """The scales fp64 [groups, tokens] with the least squared error for levels that were found."""
+    num_tokens = scales.shape[1]
+    for group in range(group_channels.shape[0]):
+        product, square = np.zeros(num_tokens), np.zeros(num_tokens)
+        for channel in group_channels[group]:
+            row, level, width = columns[channel], found[channel], widths[channel]
+            for i in range(num_tokens):
+                along = np.float64(level[i] * width)
+                product[i] += np.float64(row[i]) * along
+                square[i] += along * along
+        for i in range(num_tokens):
+            is_fit = product[i] > 0 and square[i] > 0
+            fitted = product[i] / square[i] if is_fit else np.float64(scales[group, i])
+            wanted[group, i] = fitted
+
+
+@njit(nogil=True, cache=True)
+def _code_trellis_block(
+    residual: Any,
+    widths: Any,
+    group_channels: Any,
+    groups: Any,
+    order: Any,
+    grid: Any,
+    like: Any,
+    scales: Any,
+    codes: Any,
+) -> Any:
+    """`_code_block` with a trellis; groups [head_dim] is the group of each channel."""
+    num_tokens, head_dim = residual.shape
+    columns = np.empty((head_dim, num_tokens), np.float32)
+    for channel in range(head_dim):
+        for i in range(num_tokens):
+            columns[channel, i] = residual[i, channel]
+    wanted = np.empty(scales.shape, np.float64)
+    trial, trial_codes = np.empty(scales.shape, np.float32), np.empty(codes.shape, np.uint8)
+    found = np.empty((head_dim, num_tokens), np.float32)
+    best_error = np.full(num_tokens, np.inf)
+    error = np.empty(num_tokens, np.float64)
+    _wanted_scales(columns, widths, group_channels, grid, wanted)
+    for attempt in range(2 if grid.is_searched else 1):
+        for group in range(scales.shape[0]):
+            for i in range(num_tokens):
+                trial[group, i] = read(write(np.float32(wanted[group, i]), like))
+        choose_codes(columns, trial, widths, groups, order, grid.levels, trial_codes)
+        find_levels(trial_codes, order, grid.levels, found)
+        error[:] = 0.0
+        for channel in order:
+            row, level, width, scale = (
+                columns[channel],
+                found[channel],
+                widths[channel],
+                trial[groups[channel]],
+            )
+            for i in range(num_tokens):
+                left = np.float64(row[i] - level[i] * scale[i] * width)
+                error[i] += left * left
+        for i in range(num_tokens):
+            # No error is less than infinity where rows are near the largest numbers.
+            if error[i] < best_error[i] or attempt == 0:
+                best_error[i] = error[i]
+                codes[i] = trial_codes[i]
+                scales[:, i] = trial[:, i]
+        _fitted_scales(columns, widths, group_channels, found, trial, wanted)
+    return best_error.sum()
+
+
 @njit(nogil=True, cache=True)
 def _store(
     pages: Any, page_ids: Any, widths: Any, residual: Any, ids: Any, group_channels: Any, grid: Any
@@ -229,9 +326,22 @@ def _store(
             block = residual[head, first : min(first + _BLOCK, num_tokens)]
             codes = np.empty(block.shape, np.uint8)
             scales = np.empty((num_groups, block.shape[0]), np.float32)
-            errors[head] += _code_block(
-                block, widths[head], group_channels, grid, pages.scales, scales, codes
-            )
+            if pages.trellis:
+                errors[head] += _code_trellis_block(
+                    block,
+                    widths[head],
+                    group_channels,
+                    pages.channel_groups,
+                    grid.order,
+                    grid,
+                    pages.scales,
+                    scales,
+                    codes,
+                )
+            else:
+                errors[head] += _code_block(
+                    block, widths[head], group_channels, grid, pages.scales, scales, codes
+                )
             for i in range(block.shape[0]):
                 page, row = page_ids[(first + i) // page_size], (first + i) % page_size
                 pack_row(codes[i], pages.bits, pages.codes[page, head, row])
@@ -255,13 +365,14 @@ def store(
         residual.numpy(),
         ids.numpy(),
         pages.group_channels,
-        _grid(pages.spec),
+        _grid(pages.spec, pages.head_dim),
     )
     return errors
 
 
 @functools.cache
-def _grid(spec: CodecSpec) -> _Grid:
+def _grid(spec: CodecSpec, head_dim: int) -> _Grid:
+    order = channel_order(head_dim, spec.bits) if spec.trellis else np.arange(head_dim)
     return _Grid(
         levels=np.array(spec.levels, np.float32),
         thresholds=np.array(spec.thresholds, np.float32),
@@ -271,6 +382,7 @@ def _grid(spec: CodecSpec) -> _Grid:
         normal_scale=spec.normal_scale,
         spread_factors=np.array(SPREAD_FACTORS),
         peak_factors=np.array(PEAK_FACTORS),
+        order=order,
     )
 
 

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.codec import trellis
 from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
 from qvg_engine.kernels.codec.packing import pack, unpack
 from qvg_engine.kernels.codec.pages import CodedPages
@@ -35,21 +36,26 @@ def store(
     weights = torch.ones_like(grouped[:, :1])
     if widths is not None:
         weights = widths.float()[:, None, channels]
-    scales = _stored_scales(grouped, weights, pages.spec)
-    values = _scale_values(scales)
-    codes = _nearest(grouped / weights, values, pages.spec)
-    codes[values == 0] = pages.spec.zero_code
-    left = grouped - _levels(pages.spec, device)[codes] * values[..., None] * weights
-
     in_row = torch.empty(residual.shape, dtype=torch.uint8, device=device)
-    in_row[..., channels] = codes.to(torch.uint8)
+    if pages.spec.trellis:
+        scales, in_row = _trellis_codes(residual, widths, pages)
+    else:
+        scales = _stored_scales(grouped, weights, pages.spec)
+        values = _scale_values(scales)
+        codes = _nearest(grouped / weights, values, pages.spec)
+        codes[values == 0] = pages.spec.zero_code
+        in_row[..., channels] = codes.to(torch.uint8)
+    groups = torch.from_numpy(pages.channel_groups).to(device).long()
+    rounded = _code_levels(in_row, pages.spec) * _scale_values(scales)[..., groups]
+    left = residual - (rounded if widths is None else rounded * widths.float()[:, None])
+
     token = np.arange(residual.shape[1])
     page = torch.from_numpy(page_ids[token // pages.page_size]).to(device)
     row = torch.from_numpy(token % pages.page_size).to(device)
     pages.codes[page, :, row] = pack(in_row, pages.spec.bits).transpose(0, 1)
     pages.scales[page, :, row] = scales.transpose(0, 1)
     pages.ids[page, :, :, row] = ids.permute(2, 0, 1)
-    return np.asarray(left.double().square().sum(dim=(1, 2, 3)).cpu().numpy())
+    return np.asarray(left.double().square().sum(dim=(1, 2)).cpu().numpy())
 
 
 def decode(
@@ -73,7 +79,7 @@ def _decode_rows(pages: CodedPages, page: NDArray[np.int64], row: NDArray[np.int
     groups = torch.from_numpy(pages.channel_groups).to(device).long()
     codes = unpack(pages.codes[at_page, :, at_row], spec.bits, pages.head_dim)
     scales = _scale_values(pages.scales[at_page, :, at_row])
-    rows = _levels(spec, device)[codes.long()] * scales[..., groups]
+    rows = _code_levels(codes, spec) * scales[..., groups]
     if books.has_widths:
         rows = rows * widths[book]
     head = torch.arange(pages.num_heads, device=device)
@@ -81,6 +87,47 @@ def _decode_rows(pages: CodedPages, page: NDArray[np.int64], row: NDArray[np.int
         ids = pages.ids[at_page, :, stage, at_row].long()
         rows = rows + centroids[book[:, None], head, stage, ids]
     return rows
+
+
+def _trellis_codes(
+    residual: Tensor, widths: Tensor | None, pages: CodedPages
+) -> tuple[Tensor, Tensor]:
+    """Scales [heads, tokens, groups], as they are stored, and codes [heads, tokens, head_dim]."""
+    spec = pages.spec
+    channels = torch.from_numpy(pages.group_channels).to(residual.device)
+    groups = torch.from_numpy(pages.channel_groups).to(residual.device).long()
+    weights = torch.ones_like(residual[:, :1]) if widths is None else widths.float()[:, None]
+    order = trellis.channel_order(pages.head_dim, spec.bits)
+    grouped, group_weights = residual[..., channels], weights[..., channels]
+    if spec.scale_rule == "absmax":
+        top = torch.tensor(spec.top, device=residual.device)
+        wanted = ((grouped / group_weights).abs().amax(dim=-1) / top).double()
+    else:
+        spread = _sum(grouped.double().square()) / _sum(group_weights.double().square())
+        wanted = spec.normal_scale * spread.sqrt()
+    best = best_codes = best_error = None
+    for _ in range(1 if spec.scale_rule == "absmax" else 2):
+        scales = _to_scales(wanted.float(), spec)
+        steps = _scale_values(scales)[..., groups] * weights
+        codes = trellis.choose_codes(
+            residual.flatten(0, 1), steps.flatten(0, 1), _levels(spec, residual.device), spec.bits
+        ).view(residual.shape)
+        levels = _code_levels(codes, spec)
+        left = residual - levels * _scale_values(scales)[..., groups] * weights
+        error = _sum(left.double().square()[..., order])
+        if best is None or best_codes is None or best_error is None:
+            best, best_codes, best_error = scales, codes, error
+        else:
+            is_better = (error < best_error)[..., None]
+            best = torch.where(is_better, scales, best)
+            best_codes = torch.where(is_better, codes, best_codes)
+        along = (levels * weights).double()[..., channels]
+        product, square = _sum(grouped.double() * along), _sum(along * along)
+        is_fit = (product > 0) & (square > 0)
+        wanted = torch.where(is_fit, product / square, _scale_values(scales).double())
+    assert best is not None
+    assert best_codes is not None
+    return best, best_codes
 
 
 def _stored_scales(residual: Tensor, weights: Tensor, spec: CodecSpec) -> Tensor:
@@ -145,6 +192,13 @@ def _sum(x: Tensor) -> Tensor:
     for i in range(x.shape[-1]):
         total = total + x[..., i]
     return total
+
+
+def _code_levels(codes: Tensor, spec: CodecSpec) -> Tensor:
+    """The levels, fp32, that codes uint8 [..., head_dim] mean."""
+    if spec.trellis:
+        return _levels(spec, codes.device)[trellis.level_indices(codes, spec.bits)]
+    return _levels(spec, codes.device)[codes.long()]
 
 
 def _levels(spec: CodecSpec, device: torch.device) -> Tensor:

@@ -37,12 +37,15 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     * `stages`: 0 to 8, 0 for no centroids; `centroids`: 1 to 256, most that a stage may have.
     * `bits`: 1, 2 or 4; `levels`: 2 to 2**bits ascending numbers from -64 to 64.
+    * `trellis`: which level a code means depends on the codes before, see `trellis.py`. There are
+      2**(bits + 1) levels then, and -level is one for every level.
     * `group`: consecutive channels of one token that share a scale; see `for_head_dim`.
     * `scale_rule`: "absmax" makes the largest level the group's largest magnitude. "searched"
       tries some scales and keeps the one with the least squared error, weighted by the widths:
       `SPREAD_FACTORS` times the best scale for normally distributed channels of the group's
       energy, `PEAK_FACTORS` times that of "absmax", and then, for the best one's levels l, the
-      scale <r, l> / <l, l>. The first of equals wins.
+      scale <r, l> / <l, l>. The first of equals wins. With a trellis it tries two for a whole row:
+      the first of these, and for its levels the last.
     * `scale_type`: "e4m3" or "float16", both saturating; scales are rounded before they are used.
     * `channel_widths`: whether a codebook has a width for every channel of every head.
     * `centroid_type`: of centroids and widths: "float16", "bfloat16" or "float32".
@@ -59,12 +62,14 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scale_type: Literal["e4m3", "float16"]
     channel_widths: bool
     centroid_type: Literal["float16", "bfloat16", "float32"]
+    trellis: bool = False
 
     def __post_init__(self) -> None:
         _check_range("stages", self.stages, 0, MAX_STAGES)
         _check_range("centroids", self.centroids, 1, MAX_CENTROIDS)
         _check_choice("bits", self.bits, (1, 2, 4))
-        _check_levels(self.levels, self.bits)
+        _check_choice("trellis", self.trellis, (False, True))
+        _check_levels(self.levels, self.bits, is_trellis=self.trellis)
         _check_range("group", self.group, 1, MAX_GROUP)
         _check_choice("scale_rule", self.scale_rule, ("absmax", "searched"))
         _check_choice("scale_type", self.scale_type, tuple(_SCALE_BYTES))
@@ -93,16 +98,27 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def normal_scale(self) -> float:
-        """The scale with the least squared error for normally distributed numbers."""
-        return _normal_scale(self.levels)
+        """The scale with the least squared error for normally distributed numbers.
+
+        With a trellis it is that of the means of pairs of levels, to within a few percent.
+        """
+        if not self.trellis:
+            return _normal_scale(self.levels)
+        pairs = zip(self.levels[::2], self.levels[1::2], strict=True)
+        return _normal_scale(tuple((low + high) / 2 for low, high in pairs))
 
     def for_head_dim(self, head_dim: int) -> "CodecSpec":
         """This spec for heads of `head_dim` channels: a smaller head is one group.
 
-        Raises `ConfigError` if a larger head is not a whole number of groups.
+        Raises `ConfigError` if a larger head is not a whole number of groups, or codes of a
+        trellis do not fill whole bytes.
         """
         spec = msgspec.structs.replace(self, group=head_dim) if head_dim < self.group else self
         spec.num_groups(head_dim)
+        if self.trellis and head_dim * self.bits % 8:
+            raise ConfigError(
+                f"trellis is set: {head_dim} codes of {self.bits} bits must fill whole bytes"
+            )
         return spec
 
     def num_groups(self, head_dim: int) -> int:
@@ -164,15 +180,18 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ConfigError(f"{name} is {value!r}: give one of {', '.join(map(str, choices))}")
 
 
-def _check_levels(levels: tuple[float, ...], bits: int) -> None:
+def _check_levels(levels: tuple[float, ...], bits: int, *, is_trellis: bool) -> None:
+    fewest, most = (2 ** (bits + 1),) * 2 if is_trellis else (2, 2**bits)
     if (
         not isinstance(levels, tuple)
-        or not 2 <= len(levels) <= 2**bits
+        or not fewest <= len(levels) <= most
         or any(type(x) not in (int, float) or not abs(x) <= MAX_LEVEL for x in levels)
         or not (np.diff(np.array(levels, np.float32)) > 0).all()
+        or (is_trellis and any(x != -y for x, y in zip(levels, levels[::-1], strict=True)))
     ):
+        number = f"{most} symmetric" if is_trellis else f"2 to {most}"
         raise ConfigError(
-            f"levels is {levels!r}: give 2 to {2**bits} ascending numbers from "
+            f"levels is {levels!r}: give {number} ascending numbers from "
             f"{-MAX_LEVEL:g} to {MAX_LEVEL:g}, as a tuple"
         )
 
@@ -210,12 +229,17 @@ PRESETS: dict[str, CodecSpec] = {
     "q4": msgspec.structs.replace(
         _FOUR_LEVELS, bits=4, levels=_symmetric((4, 12, 21, 30, 40, 51, 65, 86), 64)
     ),
-    "q2": _FOUR_LEVELS,
-    "q1": msgspec.structs.replace(_FOUR_LEVELS, stages=2, bits=1, levels=(-1.0, 1.0)),
+    "q2": msgspec.structs.replace(
+        _FOUR_LEVELS, trellis=True, levels=_symmetric((4, 12, 21, 32), 16)
+    ),
+    "q1": msgspec.structs.replace(
+        _FOUR_LEVELS, stages=2, bits=1, trellis=True, levels=_symmetric((1, 3), 4)
+    ),
 }
 """The named formats.
 
 `qvg` and `qvg-pro` are those of Quant VideoGen: with 2 bits they use three levels. The levels of
-`q2` and `q4` are within 2 % (0.02 dB) of those of Lloyd and Max for normally distributed numbers,
-as fractions of so few bits that a level times a scale is exact in fp32, also times a width.
+`q4` are within 2 % (0.02 dB) of those of Lloyd and Max for normally distributed numbers, those of
+`q2` and `q1` the best that were found for a trellis; all are fractions of so few bits that a level
+times a scale is exact in fp32, also times a width.
 """

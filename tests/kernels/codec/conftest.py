@@ -20,6 +20,26 @@ from qvg_engine.kernels.codec import (
 SPECS: dict[str, CodecSpec] = {
     **{name: msgspec.structs.replace(spec, centroids=9) for name, spec in PRESETS.items()},
     "no stages": msgspec.structs.replace(PRESETS["q2"], stages=0),
+    **{
+        f"trellis {bits}": msgspec.structs.replace(
+            PRESETS["q2"],
+            centroids=9,
+            bits=bits,
+            trellis=True,
+            levels=tuple((k - 2**bits + 0.5) / 2 for k in range(2 ** (bits + 1))),
+        )
+        for bits in (1, 2, 4)
+    },
+    "trellis, absmax": msgspec.structs.replace(
+        PRESETS["qvg"],
+        centroids=9,
+        group=4,
+        trellis=True,
+        levels=(-3.0, -2.0, -1.0, -0.5, 0.5, 1.0, 2.0, 3.0),
+    ),
+    "trellis, no stages": msgspec.structs.replace(
+        PRESETS["q1"], stages=0, trellis=True, levels=(-1.5, -0.5, 0.5, 1.5)
+    ),
     # Nothing but the sizes is that of a preset; no channel has a level at zero, or of few bits.
     "odd": CodecSpec(
         stages=3,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvg_engine.errors import NonFiniteError, QvgError
+from qvg_engine.errors import ConfigError, NonFiniteError, QvgError
 from qvg_engine.kernels.codec import (
     PRESETS,
     CodecSpec,
@@ -73,11 +73,15 @@ def test_kernels_store_the_same_bits(
     np.testing.assert_allclose(error, expected_error, rtol=1e-9)
 
 
-@pytest.mark.parametrize("head_dim", [1, 5, 12, 27])
+@pytest.mark.parametrize("head_dim", [1, 5, 8, 12, 27, 40])
 def test_heads_of_any_size_are_stored_and_restored(
     make_pages: MakePages, spec: CodecSpec, head_dim: int
 ) -> None:
     small = msgspec.structs.replace(spec, group=head_dim if head_dim % 3 else 3)
+    if small.trellis and head_dim * small.bits % 8:
+        with pytest.raises(ConfigError, match=f"{head_dim} codes of {small.bits} bits must fill"):
+            small.for_head_dim(head_dim)
+        return
     pages = make_pages(small, head_dim=head_dim)
     points = to_points(torch.randn(21, 2, head_dim), "keys")
     ids, (residual, _), _ = assign_stages(pages, points, 0)
@@ -184,7 +188,7 @@ def test_rows_of_every_kind_decode_to_finite_numbers(
     assert decoded(pages, [0, 1, 2], 40).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["q1", "q2", "q4"])
+@pytest.mark.parametrize("levels", [(-1.0, 1.0), (-0.625, -0.1875, 0.1875, 0.625), "q4"])
 @pytest.mark.parametrize(
     "draw",
     [
@@ -195,19 +199,23 @@ def test_rows_of_every_kind_decode_to_finite_numbers(
     ids=["normal", "Laplace", "t"],
 )
 def test_searched_scales_are_close_to_the_best_of_all(
-    make_pages: MakePages, name: str, draw: torch.distributions.Distribution
+    make_pages: MakePages,
+    levels: tuple[float, ...] | str,
+    draw: torch.distributions.Distribution,
 ) -> None:
-    spec = msgspec.structs.replace(PRESETS[name], stages=0, channel_widths=False)
+    spec = msgspec.structs.replace(PRESETS["q4"], stages=0, channel_widths=False)
+    if not isinstance(levels, str):
+        spec = msgspec.structs.replace(spec, bits=len(levels) // 2, levels=levels)
     pages = make_pages(spec, num_heads=1, page_size=200, num_pages=1)
     rows = draw.sample((200, 1, 64))
     error = encode_span(pages, np.array([0]), rows, slot=0).error_energy[0]
-    levels = torch.tensor(spec.levels)
+    numbers = torch.tensor(spec.levels)
     scales = from_e4m3(torch.arange(1, 127, dtype=torch.uint8))
     errors = torch.stack(
-        [(rows[:, :, :, None] - levels * x).abs().amin(dim=-1).square().sum(-1) for x in scales]
+        [(rows[:, :, :, None] - numbers * x).abs().amin(dim=-1).square().sum(-1) for x in scales]
     )
     decibels = 10 * np.log10(error / float(errors.amin(dim=0).double().sum()))
-    assert decibels < (0.35 if name == "q4" else 0.03)
+    assert decibels < (0.35 if levels == "q4" else 0.03)
 
 
 def test_four_levels_beat_the_published_three(make_pages: MakePages) -> None:
