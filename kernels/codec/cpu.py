@@ -16,6 +16,9 @@ from qvg_engine.kernels.codec.arrays import page_arrays
 from qvg_engine.kernels.codec.cpu_trellis import load_words, unpack_row
 from qvg_engine.kernels.codec.cpu_vectors import (
     LANES,
+    fill_four_bits,
+    fill_four_bits_of_trellis,
+    fill_one_bit,
     fill_one_bit_of_trellis,
     fill_two_bits,
     fill_two_bits_of_trellis,
@@ -131,11 +134,8 @@ def _fill_rows(
     centroids, width = books.centroids[book, head], books.widths[book, head]
     ids, rows = pages.ids[page, head], scratch.rows
     by_plane = pages.plane_groups[0] >= 0 and ids.shape[0] > 0
-    has_few = pages.bits == 2 or (pages.bits == 1 and pages.trellis)
-    if by_plane and has_few and packed.shape[1] % LANES == 0:
+    if by_plane and packed.shape[1] % LANES == 0:
         _fill_by_vector(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
-    elif by_plane and not pages.trellis:
-        _fill_by_plane(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
     else:
         _fill_by_channel(pages, packed, stored, width, begin, end, scratch)
         if ids.shape[0] > 0:
@@ -156,53 +156,28 @@ def _fill_by_vector(
     end: Any,
     scratch: Any,
 ) -> None:
-    """Levels times scales and widths, plus the first centroid, where a plane is of one group.
+    """Levels times scales and widths, plus the first centroid.
 
-    Codes have 2 bits, or 1 with a trellis, and fill whole vectors of bytes.
+    Each plane is of one group, and codes fill whole vectors of bytes.
     """
     plane_scale, rows, levels = scratch.scale, scratch.rows, pages.levels
+    kind = pages.bits + (8 if pages.trellis else 0)
     for slot in range(begin, end):
         for plane in range(pages.plane_groups.shape[0]):
             plane_scale[plane] = read(stored[slot, pages.plane_groups[plane]])
         codes, row, centroid = packed[slot], rows[slot - begin], centroids[np.int64(ids[slot])]
-        if not pages.trellis:
+        if kind == 1:
+            fill_one_bit(codes, levels, plane_scale, width, centroid, row)
+        elif kind == 2:
             fill_two_bits(codes, levels, plane_scale, width, centroid, row)
-        elif pages.bits == 2:
+        elif kind == 4:
+            fill_four_bits(codes, levels, plane_scale, width, centroid, row)
+        elif kind == 9:
+            fill_one_bit_of_trellis(codes, levels, plane_scale, width, centroid, row)
+        elif kind == 10:
             fill_two_bits_of_trellis(codes, levels, plane_scale, width, centroid, row)
         else:
-            fill_one_bit_of_trellis(codes, levels, plane_scale, width, centroid, row)
-
-
-@njit(nogil=True, cache=True)
-def _fill_by_plane(
-    pages: Any,
-    packed: Any,
-    stored: Any,
-    ids: Any,
-    centroids: Any,
-    width: Any,
-    begin: Any,
-    end: Any,
-    scratch: Any,
-) -> None:
-    """The same with plain codes of any width, which are looked up."""
-    levels, group_scale, rows = pages.levels, scratch.group_scale, scratch.rows
-    size = packed.shape[1]
-    num_planes = pages.plane_groups.shape[0]
-    mask = np.int32((1 << pages.bits) - 1)
-    for slot in range(begin, end):
-        row, centroid = slot - begin, np.int64(ids[slot])
-        for group in range(stored.shape[1]):
-            group_scale[group] = read(stored[slot, group])
-        for plane in range(num_planes):
-            scale = group_scale[pages.plane_groups[plane]]
-            shift = np.int32(plane * pages.bits)
-            first = plane * size
-            for j in range(size):
-                # Not as uint8: that would become int64, four times as wide.
-                code = (np.int32(packed[slot, j]) >> shift) & mask
-                value = levels[code] * scale * width[first + j]
-                rows[row, first + j] = value + centroids[centroid, first + j]
+            fill_four_bits_of_trellis(codes, levels, plane_scale, width, centroid, row)
 
 
 @njit(nogil=True, cache=True)

@@ -220,46 +220,50 @@ def _code_block(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _wanted_scales(columns: Any, widths: Any, group_channels: Any, grid: Any, wanted: Any) -> None:
-    """The first scales fp64 [groups, tokens] that are tried with a trellis."""
+def _usual_scales(
+    columns: Any, widths: Any, group_channels: Any, grid: Any, spread: Any, peak: Any
+) -> None:
+    """The scales fp64 [groups, tokens] for the groups' energy, and those of "absmax"."""
     for group in range(group_channels.shape[0]):
-        channels, target = group_channels[group], wanted[group]
+        channels, energy, largest = group_channels[group], spread[group], peak[group]
         weight = 0.0
-        for i in range(target.shape[0]):
-            target[i] = 0.0
+        energy[:] = 0.0
+        largest[:] = 0.0
         for channel in channels:
             row, width = columns[channel], widths[channel]
             weight += np.float64(width) * np.float64(width)
-            for i in range(target.shape[0]):
-                if grid.is_searched:
-                    target[i] += np.float64(row[i]) * np.float64(row[i])
-                else:
-                    target[i] = max(target[i], np.float64(abs(row[i] / width)))
-        for i in range(target.shape[0]):
-            if grid.is_searched:
-                target[i] = grid.normal_scale * np.sqrt(target[i] / weight)
-            else:
-                target[i] = np.float64(np.float32(target[i]) / grid.top)
+            for i in range(energy.shape[0]):
+                energy[i] += np.float64(row[i]) * np.float64(row[i])
+                largest[i] = max(largest[i], np.float64(abs(row[i] / width)))
+        for i in range(energy.shape[0]):
+            energy[i] = grid.normal_scale * np.sqrt(energy[i] / weight)
+            largest[i] = np.float64(np.float32(largest[i]) / grid.top)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _fitted_scales(
-    columns: Any, widths: Any, group_channels: Any, found: Any, scales: Any, wanted: Any
+def _measure_trial(
+    columns: Any,
+    widths: Any,
+    channels: Any,
+    found: Any,
+    scale: Any,
+    error: Any,
+    fitted: Any,
 ) -> None:
-    """The scales fp64 [groups, tokens] with the least squared error for levels that were found."""
-    num_tokens = scales.shape[1]
-    for group in range(group_channels.shape[0]):
-        product, square = np.zeros(num_tokens), np.zeros(num_tokens)
-        for channel in group_channels[group]:
-            row, level, width = columns[channel], found[channel], widths[channel]
-            for i in range(num_tokens):
-                along = np.float64(level[i] * width)
-                product[i] += np.float64(row[i]) * along
-                square[i] += along * along
-        for i in range(num_tokens):
-            is_fit = product[i] > 0 and square[i] > 0
-            fitted = product[i] / square[i] if is_fit else np.float64(scales[group, i])
-            wanted[group, i] = fitted
+    """The squared errors fp64 [tokens] of one group, and the best scales for its levels."""
+    product, square = np.zeros(scale.shape[0]), np.zeros(scale.shape[0])
+    error[:] = 0.0
+    for channel in channels:
+        row, level, width = columns[channel], found[channel], widths[channel]
+        for i in range(scale.shape[0]):
+            left = np.float64(row[i] - level[i] * scale[i] * width)
+            along = np.float64(level[i] * width)
+            error[i] += left * left
+            product[i] += np.float64(row[i]) * along
+            square[i] += along * along
+    for i in range(scale.shape[0]):
+        is_fit = product[i] > 0 and square[i] > 0
+        fitted[i] = product[i] / square[i] if is_fit else np.float64(scale[i])
 
 
 @njit(nogil=True, cache=True)
@@ -268,7 +272,6 @@ def _code_trellis_block(
     widths: Any,
     group_channels: Any,
     groups: Any,
-    order: Any,
     grid: Any,
     like: Any,
     scales: Any,
@@ -280,36 +283,44 @@ def _code_trellis_block(
     for channel in range(head_dim):
         for i in range(num_tokens):
             columns[channel, i] = residual[i, channel]
-    wanted = np.empty(scales.shape, np.float64)
+    spread, peak = np.empty(scales.shape, np.float64), np.empty(scales.shape, np.float64)
+    _usual_scales(columns, widths, group_channels, grid, spread, peak)
     trial, trial_codes = np.empty(scales.shape, np.float32), np.empty(codes.shape, np.uint8)
     found = np.empty((head_dim, num_tokens), np.float32)
+    error, fitted = np.empty(num_tokens, np.float64), np.empty(num_tokens, np.float64)
+    group_error, wanted = np.full(scales.shape, np.inf), np.empty(scales.shape, np.float64)
     best_error = np.full(num_tokens, np.inf)
-    error = np.empty(num_tokens, np.float64)
-    _wanted_scales(columns, widths, group_channels, grid, wanted)
-    for attempt in range(2 if grid.is_searched else 1):
+    num_trials = 4 if grid.is_searched else 1
+    for attempt in range(num_trials):
         for group in range(scales.shape[0]):
             for i in range(num_tokens):
-                trial[group, i] = read(write(np.float32(wanted[group, i]), like))
-        choose_codes(columns, trial, widths, groups, order, grid.levels, trial_codes)
-        find_levels(trial_codes, order, grid.levels, found)
-        error[:] = 0.0
-        for channel in order:
-            row, level, width, scale = (
-                columns[channel],
-                found[channel],
-                widths[channel],
-                trial[groups[channel]],
+                if attempt == num_trials - 1 and grid.is_searched:
+                    value = wanted[group, i]
+                elif attempt == 0 and grid.is_searched:
+                    value = spread[group, i]
+                elif attempt == 1:
+                    value = np.sqrt(spread[group, i] * peak[group, i])
+                else:
+                    value = peak[group, i]
+                trial[group, i] = read(write(np.float32(value), like))
+        choose_codes(columns, trial, widths, groups, grid.order, grid.levels, trial_codes)
+        find_levels(trial_codes, grid.order, grid.levels, found)
+        total = np.zeros(num_tokens)
+        for group in range(scales.shape[0]):
+            _measure_trial(
+                columns, widths, group_channels[group], found, trial[group], error, fitted
             )
             for i in range(num_tokens):
-                left = np.float64(row[i] - level[i] * scale[i] * width)
-                error[i] += left * left
+                total[i] += error[i]
+                if error[i] < group_error[group, i] or attempt == 0:
+                    group_error[group, i] = error[i]
+                    wanted[group, i] = fitted[i]
         for i in range(num_tokens):
             # No error is less than infinity where rows are near the largest numbers.
-            if error[i] < best_error[i] or attempt == 0:
-                best_error[i] = error[i]
+            if total[i] < best_error[i] or attempt == 0:
+                best_error[i] = total[i]
                 codes[i] = trial_codes[i]
                 scales[:, i] = trial[:, i]
-        _fitted_scales(columns, widths, group_channels, found, trial, wanted)
     return best_error.sum()
 
 
@@ -332,7 +343,6 @@ def _store(
                     widths[head],
                     group_channels,
                     pages.channel_groups,
-                    grid.order,
                     grid,
                     pages.scales,
                     scales,

@@ -97,34 +97,43 @@ def _trellis_codes(
     channels = torch.from_numpy(pages.group_channels).to(residual.device)
     groups = torch.from_numpy(pages.channel_groups).to(residual.device).long()
     weights = torch.ones_like(residual[:, :1]) if widths is None else widths.float()[:, None]
-    order = trellis.channel_order(pages.head_dim, spec.bits)
     grouped, group_weights = residual[..., channels], weights[..., channels]
-    if spec.scale_rule == "absmax":
-        top = torch.tensor(spec.top, device=residual.device)
-        wanted = ((grouped / group_weights).abs().amax(dim=-1) / top).double()
-    else:
-        spread = _sum(grouped.double().square()) / _sum(group_weights.double().square())
-        wanted = spec.normal_scale * spread.sqrt()
-    best = best_codes = best_error = None
-    for _ in range(1 if spec.scale_rule == "absmax" else 2):
-        scales = _to_scales(wanted.float(), spec)
-        steps = _scale_values(scales)[..., groups] * weights
+    top = torch.tensor(spec.top, device=residual.device)
+    peak = ((grouped / group_weights).abs().amax(dim=-1) / top).double()
+    energy = _sum(grouped.double().square()) / _sum(group_weights.double().square())
+    spread = spec.normal_scale * energy.sqrt()
+    is_searched = spec.scale_rule == "searched"
+    candidates = [spread, (spread * peak).sqrt(), peak] if is_searched else [peak]
+    best, best_codes, best_error = None, None, None
+    wanted = group_error = torch.empty_like(peak)
+    for attempt in range(len(candidates) + is_searched):
+        value = candidates[attempt] if attempt < len(candidates) else wanted
+        scales = _to_scales(value.float(), spec)
+        steps = _scale_values(scales)[..., groups]
         codes = trellis.choose_codes(
-            residual.flatten(0, 1), steps.flatten(0, 1), _levels(spec, residual.device), spec.bits
+            residual.flatten(0, 1),
+            (steps * weights).flatten(0, 1),
+            _levels(spec, residual.device),
+            spec.bits,
         ).view(residual.shape)
         levels = _code_levels(codes, spec)
-        left = residual - levels * _scale_values(scales)[..., groups] * weights
-        error = _sum(left.double().square()[..., order])
-        if best is None or best_codes is None or best_error is None:
-            best, best_codes, best_error = scales, codes, error
-        else:
-            is_better = (error < best_error)[..., None]
-            best = torch.where(is_better, scales, best)
-            best_codes = torch.where(is_better, codes, best_codes)
+        left = residual - levels * steps * weights
+        error = _sum(left.double().square()[..., channels])
         along = (levels * weights).double()[..., channels]
         product, square = _sum(grouped.double() * along), _sum(along * along)
         is_fit = (product > 0) & (square > 0)
-        wanted = torch.where(is_fit, product / square, _scale_values(scales).double())
+        fitted = torch.where(is_fit, product / square, _scale_values(scales).double())
+        is_better = torch.ones_like(peak, dtype=torch.bool) if not attempt else error < group_error
+        wanted = torch.where(is_better, fitted, wanted)
+        group_error = torch.where(is_better, error, group_error)
+        total = _sum(error)
+        if best is None or best_codes is None or best_error is None:
+            best, best_codes, best_error = scales, codes, total
+            continue
+        row_is_better = (total < best_error)[..., None]
+        best = torch.where(row_is_better, scales, best)
+        best_codes = torch.where(row_is_better, codes, best_codes)
+        best_error = torch.minimum(total, best_error)
     assert best is not None
     assert best_codes is not None
     return best, best_codes

@@ -44,8 +44,9 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
       tries some scales and keeps the one with the least squared error, weighted by the widths:
       `SPREAD_FACTORS` times the best scale for normally distributed channels of the group's
       energy, `PEAK_FACTORS` times that of "absmax", and then, for the best one's levels l, the
-      scale <r, l> / <l, l>. The first of equals wins. With a trellis it tries two for a whole row:
-      the first of these, and for its levels the last.
+      scale <r, l> / <l, l>. The first of equals wins. With a trellis it tries the first of these,
+      that of "absmax" and their geometric mean for all groups of a row, and then for each group the
+      last, from the levels that were best for it; the row with the least error wins.
     * `scale_type`: "e4m3" or "float16", both saturating; scales are rounded before they are used.
     * `channel_widths`: whether a codebook has a width for every channel of every head.
     * `centroid_type`: of centroids and widths: "float16", "bfloat16" or "float32".
@@ -211,35 +212,35 @@ _PUBLISHED = CodecSpec(
     channel_widths=False,
     centroid_type="bfloat16",
 )
-_FOUR_LEVELS = CodecSpec(
+_TRELLIS = CodecSpec(
     stages=1,
     centroids=256,
     bits=2,
-    levels=_symmetric((3, 10), 16),
+    levels=_symmetric((4, 12, 22, 35), 16),
     group=64,
     scale_rule="searched",
     scale_type="e4m3",
     channel_widths=True,
     centroid_type="float16",
+    trellis=True,
 )
 
 PRESETS: dict[str, CodecSpec] = {
     "qvg": _PUBLISHED,
     "qvg-pro": msgspec.structs.replace(_PUBLISHED, stages=4, group=16),
     "q4": msgspec.structs.replace(
-        _FOUR_LEVELS, bits=4, levels=_symmetric((4, 12, 21, 30, 40, 51, 65, 86), 64)
+        _TRELLIS,
+        bits=4,
+        levels=_symmetric(
+            (4, 12, 20, 28, 37, 46, 56, 66, 77, 89, 102, 117, 135, 157, 185, 228), 64
+        ),
     ),
-    "q2": msgspec.structs.replace(
-        _FOUR_LEVELS, trellis=True, levels=_symmetric((4, 12, 21, 32), 16)
-    ),
-    "q1": msgspec.structs.replace(
-        _FOUR_LEVELS, stages=2, bits=1, trellis=True, levels=_symmetric((1, 3), 4)
-    ),
+    "q2": _TRELLIS,
+    "q1": msgspec.structs.replace(_TRELLIS, stages=2, bits=1, levels=_symmetric((1, 3), 4)),
 }
 """The named formats.
 
 `qvg` and `qvg-pro` are those of Quant VideoGen: with 2 bits they use three levels. The levels of
-`q4` are within 2 % (0.02 dB) of those of Lloyd and Max for normally distributed numbers, those of
-`q2` and `q1` the best that were found for a trellis; all are fractions of so few bits that a level
-times a scale is exact in fp32, also times a width.
+the others are the best that were found for a trellis and normally distributed numbers, as fractions
+of so few bits that a level times a scale is exact in fp32, also times a width.
 """

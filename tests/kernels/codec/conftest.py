@@ -40,6 +40,16 @@ SPECS: dict[str, CodecSpec] = {
     "trellis, no stages": msgspec.structs.replace(
         PRESETS["q1"], stages=0, trellis=True, levels=(-1.5, -0.5, 0.5, 1.5)
     ),
+    **{
+        f"plain {bits}": msgspec.structs.replace(
+            PRESETS["q2"],
+            centroids=9,
+            bits=bits,
+            trellis=False,
+            levels=tuple(k / 2 + k * k / 40 - 2.5 for k in range(2**bits)),
+        )
+        for bits in (1, 2, 4)
+    },
     # Nothing but the sizes is that of a preset; no channel has a level at zero, or of few bits.
     "odd": CodecSpec(
         stages=3,
