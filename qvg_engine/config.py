@@ -59,7 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     text_len: int | None = None
     num_heads: int | None = None
 
-    kv_format: str | PageFormat = "bf16"
+    kv_format: str | PageFormat = "q2"
     value_format: str | PageFormat | None = None
     codebook_overhead: float | None = None
     codebooks: CodebookPolicy = CodebookPolicy()

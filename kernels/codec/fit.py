@@ -14,6 +14,12 @@ A channel that is quiet in these rows may not be so in later ones: its width may
 by any factor. The floor costs nothing now, since such a channel has next to none of the energy.
 """
 
+FEWEST_ROWS = 2
+"""Rows of a fit for each of its centroids, at least.
+
+Where every row has a centroid to itself nothing is left, and the widths say nothing of later rows.
+"""
+
 
 def fit_codebook(
     pages: CodedPages,
@@ -32,7 +38,8 @@ def fit_codebook(
         pages: K or V of one layer.
         rows: [tokens, heads, head_dim], at least one token.
         slot: which codebook to replace; no page that is still read may refer to it.
-        num_centroids: centroids of each stage, at most those of the spec.
+        num_centroids: centroids of each stage, at most those of the spec. There will be fewer where
+            there are not `FEWEST_ROWS` rows for each.
         seed: any whole number; the same rows and seed give the same codebook.
         warm_from: a codebook, maybe `slot`, whose centroids the fit starts from; if it has too few,
             the others are drawn, as all are for None.
@@ -49,6 +56,7 @@ def fit_codebook(
     assert 1 <= num_centroids <= pages.spec.centroids, num_centroids
     assert 0 <= slot < books.num_slots, slot
     settings = kmeans.KMeansSettings(iterations=iterations)
+    num_centroids = min(num_centroids, max(1, rows.shape[0] // FEWEST_ROWS))
     residual = to_points(rows, name).values
     known, old = _known_centroids(books, warm_from, num_centroids)
     books.counts[slot] = num_centroids

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from qvg_engine.cli.bench import bench
+from qvg_engine.cli.capture import capture
 from qvg_engine.cli.doctor import doctor
 from qvg_engine.cli.exit_code import ExitCode
 from qvg_engine.cli.generate import generate
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(doctor)
 app.command()(bench)
+app.command()(capture)
 
 
 @app.callback(invoke_without_command=True)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from qvg_engine.cli.measure import measure
+from qvg_engine.cli.numbers import parse_numbers
 from qvg_engine.cli.options import Device, Model, engine_settings
-from qvg_engine.errors import ConfigError
 from qvg_engine.quality.comparison import QUALITY_FORMATS
 from qvg_engine.quality.settings import DEFAULT_FORMATS, BenchSettings
 
@@ -51,9 +51,9 @@ def bench(
         num_prompts=num_prompts,
         num_psnr_prompts=num_psnr_prompts,
         num_frames=num_frames,
-        layers=None if layers is None else _numbers(layers, name="--layers"),
+        layers=None if layers is None else parse_numbers(layers, name="--layers"),
         formats=tuple(part.strip() for part in formats.split(",")),
-        centroids=_numbers(centroids, name="--centroids"),
+        centroids=parse_numbers(centroids, name="--centroids"),
         fit_on=fit_on,  # type: ignore[arg-type]
         seed=seed,
     )
@@ -61,11 +61,3 @@ def bench(
         model=model, kv_format="bf16", max_streams=None, kv_memory=None, device=device
     )
     raise typer.Exit(measure(settings, engine, json_path=json_path, output_dir=output_dir))
-
-
-def _numbers(text: str, *, name: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them; ConfigError for anything else."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise ConfigError(f"{name} is {text!r}: give whole numbers, such as 1,2,3")
-    return tuple(map(int, parts))

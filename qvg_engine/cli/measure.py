@@ -1,17 +1,16 @@
 """What `qvg-engine bench` does around the measurement: check, load, show, write."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from qvg_engine.cli.console import make_console
 from qvg_engine.cli.exit_code import ExitCode
+from qvg_engine.cli.steps import Steps
 from qvg_engine.cli.video_family import load_video_family
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import OutputError
@@ -45,7 +44,7 @@ def measure(
     keep_freed_memory()
     console = make_console()
     family = load_video_family(config)
-    with _Steps(console) as steps:
+    with Steps(console, line="measuring") as steps:
         report = run_bench(settings, family, config, on_progress=steps.show)
     _print(report, console)
     if json_path is not None:
@@ -54,42 +53,6 @@ def measure(
     if output_dir is not None:
         _write_folder(report, output_dir, console)
     return ExitCode.DONE
-
-
-class _Steps:
-    """Bars on a terminal; elsewhere a line for each stage as it begins."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._tasks: dict[str, TaskID] = {}
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` parts are done."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-            if not self._console.is_terminal:
-                self._console.print(f"measuring {what}: {total} parts", highlight=False)
-        self._bars.update(self._tasks[what], completed=done)
 
 
 def _print(report: BenchReport, console: Console) -> None:

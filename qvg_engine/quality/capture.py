@@ -5,6 +5,7 @@ clean video its query, key and value in some layers. `recorder.py` makes capture
 keep them as safetensors:
 
     layer.{n}.queries, layer.{n}.keys, layer.{n}.values     [tokens, heads, head_dim]
+    positions                                               int64 [tokens], 0, 1, 2 ...
     chunk_tokens                                            int64 [chunks]
 
 with everything else as JSON under the metadata key "capture".
@@ -13,6 +14,7 @@ with everything else as JSON under the metadata key "capture".
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -114,6 +116,7 @@ def save(capture: Capture, path: Path) -> None:
         for number, layer in capture.layers.items()
         for part in _PARTS
     }
+    tensors["positions"] = torch.from_numpy(capture.positions)
     tensors["chunk_tokens"] = torch.tensor(capture.chunk_tokens, dtype=torch.int64)
     metadata = {_METADATA_KEY: msgspec.json.encode(capture.info).decode()}
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -122,7 +125,8 @@ def save(capture: Capture, path: Path) -> None:
         save_file(tensors, hidden, metadata=metadata)
         os.replace(hidden, path)
     except (OSError, SafetensorError) as error:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.unlink()
         raise OutputError(f"cannot write {path}: {error}; name another file") from error
 
 
@@ -137,6 +141,8 @@ def load(path: Path) -> Capture:
     try:
         info = msgspec.json.decode(metadata[_METADATA_KEY], type=CaptureInfo)
         chunk_tokens = tuple(tensors.pop("chunk_tokens").tolist())
+        order = torch.arange(sum(chunk_tokens))
+        positions = tensors.pop("positions", order)
         numbers = sorted({int(name.split(".")[1]) for name in tensors})
         layers = {
             number: LayerCapture(**{part: tensors[f"layer.{number}.{part}"] for part in _PARTS})
@@ -144,6 +150,8 @@ def load(path: Path) -> Capture:
         }
     except (KeyError, ValueError, IndexError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{path} is no capture of K and V: {error!r}") from error
+    if not torch.equal(positions, order):
+        raise CheckpointError(f"{path}: positions are not 0 to {len(order) - 1}, in order")
     for number, layer in layers.items():
         _check_layer(path, number, layer, sum(chunk_tokens))
     return Capture(info=info, chunk_tokens=chunk_tokens, layers=layers)

@@ -22,15 +22,20 @@ COMPARISON_FORMATS: dict[str, PageFormat] = {
         PageFormat(name="rtn2", codec=without_centroids(PRESETS["qvg"])),
         PageFormat(
             name="rtn2-searched",
-            codec=msgspec.structs.replace(without_centroids(PRESETS["q2"]), channel_widths=False),
+            codec=msgspec.structs.replace(
+                without_centroids(PRESETS["q2"]),
+                channel_widths=False,
+                trellis=False,
+                levels=(-0.625, -0.1875, 0.1875, 0.625),
+            ),
         ),
     )
 }
 """Round to nearest with 2 bits, groups of 64 and E4M3 scales.
 
 `rtn2` does it as `qvg` does with what centroids leave: three levels, the largest magnitude of a
-group is one of them. `rtn2-searched` makes the most of 2 bits that a codec without zero points
-can: the four levels of `q2`, and scales searched for the least squared error.
+group is one of them. `rtn2-searched` makes the most of 2 bits that a plain code without zero points
+can: the four levels of Lloyd and Max, and scales searched for the least squared error.
 """
 
 QUALITY_FORMATS: dict[str, PageFormat] = FORMATS | COMPARISON_FORMATS

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from qvg_engine.errors import OutputError
@@ -15,5 +16,6 @@ def write_whole(path: Path, content: bytes) -> None:
         hidden.write_bytes(content)
         os.replace(hidden, path)
     except OSError as error:
-        hidden.unlink(missing_ok=True)
+        with suppress(OSError):
+            hidden.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror}; name another file") from error

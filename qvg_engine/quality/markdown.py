@@ -10,11 +10,12 @@ def to_markdown(report: BenchReport, *, images: Sequence[str] = ()) -> str:
     """The whole report; `images` are names of files beside it."""
     parts = ["# Quality of the page formats", describe(report) + "."]
     parts += [f"![{name}]({name})" for name in images]
-    parts += [_section(sheet) for sheet in make_sheets(report)]
+    parts += [section(sheet) for sheet in make_sheets(report)]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(sheet: Sheet) -> str:
+def section(sheet: Sheet) -> str:
+    """One table under its title."""
     lines = [f"## {sheet.title}", ""]
     lines += [_line(sheet.headings), _line(["---", *(["---:"] * (len(sheet.headings) - 1))])]
     lines += [_line((f"`{row[0]}`", *row[1:])) for row in sheet.rows]

@@ -36,7 +36,8 @@ def draw_plots(report: BenchReport) -> dict[str, bytes]:
     }
 
 
-def _figure(columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
+def make_figure(columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side; sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -48,14 +49,15 @@ def _figure(columns: int, *, width: float, height: float) -> tuple[Any, list[Any
     return figure, list(axes)
 
 
-def _png(figure: Any) -> bytes:
+def to_png(figure: Any) -> bytes:
+    """The file of a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80, pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
 def _errors(errors: tuple[FormatErrors, ...]) -> bytes:
-    figure, axes = _figure(3, width=12, height=4.4)
+    figure, axes = make_figure(3, width=12, height=4.4)
     names = list(dict.fromkeys(item.name for item in errors))
     kinds = (
         ("key_error", "squared error of K, relative"),
@@ -85,13 +87,13 @@ def _errors(errors: tuple[FormatErrors, ...]) -> bytes:
         axis.set_xlabel("bits an element, codebooks included")
     lines = [axes[0].plot([], [], "o-", color=_colour(name))[0] for name in names]
     figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _psnr(figures: tuple[FramePsnr, ...]) -> bytes:
     groups = [[item for item in figures if item.own_budget is own] for own in (True, False)]
     groups = [group for group in groups if group]
-    figure, axes = _figure(len(groups), width=5.5 * len(groups), height=4.2)
+    figure, axes = make_figure(len(groups), width=5.5 * len(groups), height=4.2)
     for axis, group in zip(axes, groups, strict=True):
         for item in group:
             chunks = [index for index, value in enumerate(item.chunks) if value is not None]
@@ -109,7 +111,7 @@ def _psnr(figures: tuple[FramePsnr, ...]) -> bytes:
         axis.set_ylabel("dB")
         axis.set_xticks(range(2, 2 + len(group[0].chunks)))
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return _png(figure)
+    return to_png(figure)
 
 
 def _memory(curves: tuple[MemoryCurve, ...]) -> bytes:
@@ -117,7 +119,7 @@ def _memory(curves: tuple[MemoryCurve, ...]) -> bytes:
     curves = tuple(curve for curve in curves if curve.name in FORMATS)
     models = list(dict.fromkeys(curve.model for curve in curves))
     names = list(dict.fromkeys(curve.name for curve in curves))
-    figure, axes = _figure(len(models), width=5.8 * len(models), height=4.6)
+    figure, axes = make_figure(len(models), width=5.8 * len(models), height=4.6)
     for axis, model in zip(axes, models, strict=True):
         windows = {c.window_frames for c in curves if c.model == model} - {None}
         for curve in curves:
@@ -146,7 +148,7 @@ def _memory(curves: tuple[MemoryCurve, ...]) -> bytes:
         axes[0].plot([], [], "-", color=_colour(name), linewidth=_width(name))[0] for name in names
     ]
     figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _width(name: str) -> float:

@@ -16,18 +16,14 @@ from qvg_engine.block_manager.format import PageFormat, get_format
 from qvg_engine.cache import cache_layout
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
-from qvg_engine.errors import StreamError
 from qvg_engine.models.family import ModelFamily
-from qvg_engine.plan import pages_for_video
+from qvg_engine.quality.chunk_frames import Video, first_chunks, with_room
 from qvg_engine.quality.comparison import with_centroids
 from qvg_engine.quality.figures import FramePsnr
 from qvg_engine.request import VideoRequest
 
 NUM_CHUNKS = 3
 """Chunks that are compared: the first that read the cache, which are the second to the fourth."""
-
-Video = list[NDArray[np.uint8]]
-"""The frames of each compared chunk, [T, H, W, 3]."""
 
 
 class FrameComparison:
@@ -85,7 +81,6 @@ class FrameComparison:
             self._config,
             kv_format=page_format,
             value_format=None,
-            max_streams=len(self._prompts),
             batch_invariant=True,
         )
         if fill and page_format.codec is not None:
@@ -93,9 +88,9 @@ class FrameComparison:
             rows = page_format.most_codebook_rows + 0.5
             bits = 16 * config.codebooks.max_live * rows / self._peak_tokens
             config = msgspec.structs.replace(config, codebook_overhead=bits)
-        pages = 1 + len(self._prompts) * pages_for_video(config, self._family, self._num_frames)
-        memory = cache_layout(self._family, config).num_bytes(pages)
-        return msgspec.structs.replace(config, kv_memory=memory)
+        return with_room(
+            config, self._family, num_streams=len(self._prompts), num_frames=self._num_frames
+        )
 
     @property
     def _peak_tokens(self) -> int:
@@ -109,23 +104,8 @@ class FrameComparison:
 
     def _generate(self, config: EngineConfig) -> list[Video]:
         engine = VideoEngine(config, family=self._family)
-        videos: dict[str, Video] = {}
-        for index in range(len(self._prompts)):
-            request = self._request(index)
-            videos[request.request_id] = []
-            engine.add_request(request)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finish_reason == "error":
-                    raise StreamError(output.error)
-                video = videos[output.request_id]
-                if output.frames is None or not output.chunk_index:
-                    continue
-                if len(video) < NUM_CHUNKS:
-                    video.append(output.frames)
-                if len(video) == NUM_CHUNKS:
-                    engine.abort_request(output.request_id)
-        return list(videos.values())
+        requests = [self._request(index) for index in range(len(self._prompts))]
+        return first_chunks(engine, requests, first=1, count=NUM_CHUNKS)
 
     def _request(self, index: int) -> VideoRequest:
         return VideoRequest(

@@ -4,12 +4,13 @@
 that notes down the rows of commit passes before it passes them on. Neither of the two knows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import torch
 from torch import Tensor
 
+from qvg_engine.admission import chunked_latent_frames
 from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
@@ -32,29 +33,38 @@ class RecordingFamily:
     Args:
         family: what it stands for; it stays as it is.
         layers: which layers to record; all of them by default.
+        heads: which KV heads, with the queries that read them; all of them by default.
+        dtype: how to keep the rows; as they were computed by default.
         branch: whose commits, where the stream has more than one branch.
 
-    It records one stream, alone in its engine. Raises `ConfigError` for a layer that there is not.
+    It records one stream, alone in its engine, on the host. Raises `ConfigError` for a layer or a
+    head that there is not.
     """
 
     def __init__(
-        self, family: ModelFamily, *, layers: Collection[int] | None = None, branch: int = 0
+        self,
+        family: ModelFamily,
+        *,
+        layers: Collection[int] | None = None,
+        heads: Collection[int] | None = None,
+        dtype: torch.dtype | None = None,
+        branch: int = 0,
     ) -> None:
-        num_layers = family.geometry.num_layers
         self._family = family
-        self._layers = tuple(range(num_layers)) if layers is None else tuple(sorted(set(layers)))
-        for layer in self._layers:
-            if not 0 <= layer < num_layers:
-                raise ConfigError(
-                    f"layer {layer} is not there: {family.name} has 0 to {num_layers - 1}"
-                )
-        if not self._layers:
-            raise ConfigError("no layers to record: name at least one")
+        geometry = family.geometry
+        self._layers = _chosen(layers, geometry.num_layers, name="layer", model=family.name)
+        self._heads = _chosen(heads, geometry.num_kv_heads, name="head", model=family.name)
+        self._dtype = dtype
         self._branch = branch
         self._program: Program | None = None
         self._rows: dict[int, list[_Rows]] = {layer: [] for layer in self._layers}
         self._chunk_tokens: list[int] = []
         self._transform: ReadTransform = IdentityTransform()
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks whose commit has begun."""
+        return len(self._chunk_tokens)
 
     @property
     def name(self) -> str:
@@ -110,7 +120,7 @@ class RecordingFamily:
         assert len(gang) == len(passes), (len(gang), len(passes))
         rows = self._committed_rows(gang, passes)
         if rows is not None:
-            attention = _Recorder(attention, rows, self._rows)
+            attention = _Recorder(attention, rows, self._rows, heads=self._heads, dtype=self._dtype)
         return self._family.forward(passes, attention, batch_invariant=batch_invariant)
 
     def capture(self, *, prompt: str, seed: int) -> Capture:
@@ -135,6 +145,8 @@ class RecordingFamily:
         layers = {}
         for layer, recorded in self._rows.items():
             queries, keys, values = (torch.cat(part) for part in zip(*recorded, strict=True))
+            # No more than one layer is held twice.
+            self._rows[layer] = [(queries, keys, values)]
             layers[layer] = LayerCapture(queries=queries, keys=keys, values=values)
         return Capture(info=info, chunk_tokens=tuple(self._chunk_tokens), layers=layers)
 
@@ -160,18 +172,35 @@ class RecordingFamily:
 
 
 class _Recorder:
-    """Copies some rows of some layers on their way to attention."""
+    """Copies some rows of some layers and heads on their way to attention."""
 
-    def __init__(self, attention: Attention, rows: slice, into: dict[int, list[_Rows]]) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        rows: slice,
+        into: dict[int, list[_Rows]],
+        *,
+        heads: tuple[int, ...],
+        dtype: torch.dtype | None,
+    ) -> None:
         self._attention = attention
         self._rows = rows
         self._into = into
+        self._heads = heads
+        self._dtype = dtype
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         if layer in self._into:
-            part = tuple(x[self._rows].detach().cpu().clone() for x in (queries, keys, values))
+            num_heads = keys.shape[1]
+            part = tuple(self._copy(x, num_heads) for x in (queries, keys, values))
             self._into[layer].append(part)  # type: ignore[arg-type]
         return self._attention.self_attention(layer, queries, keys, values)
+
+    def _copy(self, x: Tensor, num_heads: int) -> Tensor:
+        """The recorded rows of [tokens, heads, head_dim], where `num_heads` divides the heads."""
+        rows = x[self._rows].detach().unflatten(1, (num_heads, -1))
+        chosen: Tensor = rows[:, list(self._heads)].flatten(1, 2)
+        return chosen.to(device="cpu", dtype=self._dtype or x.dtype)
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         return self._attention.cross_attention(layer, queries)
@@ -183,20 +212,87 @@ def record_video(
     request: VideoRequest,
     *,
     layers: Collection[int] | None = None,
+    heads: Collection[int] | None = None,
+    dtype: torch.dtype | None = None,
+    num_chunks: int | None = None,
+    on_chunk: Callable[[int], None] = lambda done: None,
 ) -> Capture:
-    """Generate one video in an engine of its own and capture all its chunks.
+    """Generate one video in an engine of its own and capture its chunks.
 
-    The request should be a traced one if its last chunk, which nothing reads, is to be captured,
-    too. Raises what the engine raises, and `StreamError` if the video fails.
+    Args:
+        family, config, request: what to generate. The last chunk, which nothing reads, is only
+            committed and captured if the request is a traced one.
+        layers, heads, dtype: see `RecordingFamily`.
+        num_chunks: stop when so many chunks are captured; the request must be for more.
+        on_chunk: told how many chunks are captured, after each.
+
+    Raises what the engine raises, and `StreamError` if the video fails.
     """
-    recording = RecordingFamily(family, layers=layers)
+    recording = RecordingFamily(family, layers=layers, heads=heads, dtype=dtype)
     engine = VideoEngine(config, family=recording)
     engine.add_request(request)
-    while engine.has_unfinished_requests():
+    done = 0
+    while engine.has_unfinished_requests() and (num_chunks is None or done < num_chunks):
         for output in engine.step():
             if output.finish_reason == "error":
                 raise StreamError(output.error)
+        if recording.num_chunks > done:
+            done = recording.num_chunks
+            on_chunk(done)
+    assert num_chunks is None or done == num_chunks, (done, num_chunks)
     return recording.capture(prompt=request.prompt or "", seed=request.seed)
+
+
+def record_frames(
+    family: ModelFamily,
+    config: EngineConfig,
+    *,
+    prompt: str,
+    num_frames: int,
+    seed: int,
+    layers: Collection[int] | None = None,
+    heads: Collection[int] | None = None,
+    dtype: torch.dtype | None = None,
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> Capture:
+    """Capture all chunks of a video of `num_frames` pixel frames, the last one included.
+
+    The video is begun with one chunk more, since a chunk is committed before the next one's first
+    pass, and is left once all that were asked for are committed. `on_chunk` is told how many
+    chunks are captured, and of how many. Otherwise as `record_video`.
+    """
+    codec, per_chunk = family.codec, family.settings.frames_per_chunk
+    total = -(-chunked_latent_frames(family, num_frames, request_id="capture") // per_chunk)
+    assert codec is not None, "checked with the number of frames"
+    longer = num_frames
+    while codec.latent_frames(longer) <= total * per_chunk:
+        longer += 1
+    request = VideoRequest(
+        request_id="capture", prompt=prompt, num_frames=longer, seed=seed, output="latents"
+    )
+    return record_video(
+        family,
+        config,
+        request,
+        layers=layers,
+        heads=heads,
+        dtype=dtype,
+        num_chunks=total,
+        on_chunk=lambda done: on_chunk(done, total),
+    )
+
+
+def _chosen(
+    numbers: Collection[int] | None, count: int, *, name: str, model: str
+) -> tuple[int, ...]:
+    """The numbers in order, or all there are; ConfigError for one that there is not."""
+    chosen = tuple(range(count)) if numbers is None else tuple(sorted(set(numbers)))
+    for number in chosen:
+        if not 0 <= number < count:
+            raise ConfigError(f"{name} {number} is not there: {model} has 0 to {count - 1}")
+    if not chosen:
+        raise ConfigError(f"no {name}s to record: name at least one")
+    return chosen
 
 
 def _grid(transform: ReadTransform) -> tuple[int, int] | None:

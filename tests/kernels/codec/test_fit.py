@@ -175,3 +175,14 @@ def test_what_does_not_exist_is_stopped(make_pages: MakePages, changes: dict[str
     pages = make_pages(msgspec.structs.replace(PRESETS["q2"], centroids=9), books=0)
     with pytest.raises(AssertionError):
         fit(pages, clustered(), **changes)
+
+
+def test_a_codebook_has_fewer_centroids_than_rows(make_pages: MakePages) -> None:
+    """Else nothing would be left of the rows, and no width would be right for later ones."""
+    pages = make_pages(msgspec.structs.replace(PRESETS["q2"], centroids=64))
+    rows = torch.randn(48, 2, 64)
+    fit_codebook(pages, rows, slot=0, num_centroids=64, seed=0, warm_from=None, iterations=4)
+    assert pages.codebooks.counts[0] == 24
+    widths = pages.codebooks.widths(0)
+    assert widths is not None
+    assert widths.float().mean() > 0.4

@@ -9,10 +9,17 @@ from qvg_engine.loading import load_family
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.capture import Capture, CaptureInfo, LayerCapture
 from qvg_engine.quality.recorder import record_video
+from tests.conftest import SHIPPED_CASES
 
 CONFIG = EngineConfig(device="cpu", kv_format="bf16", kv_memory=32 * 2**20, max_streams=1)
 PROMPT = "a red circle over a green background, camera moving left"
 LAYERS = (1, 4)
+SHIPPED_CAPTURE = (
+    SHIPPED_CASES
+    / "captures"
+    / "a-red-circle-over-a-green-background-camera-moving-left-seed0.safetensors"
+)
+"""Real rows of one layer and head, see the README beside it."""
 
 
 @pytest.fixture(scope="session")

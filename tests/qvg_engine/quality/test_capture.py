@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from qvg_engine.errors import CheckpointError, OutputError
 from qvg_engine.kernels.paged_attention import IdentityTransform
 from qvg_engine.quality.capture import Capture, load, save
-from tests.qvg_engine.quality.conftest import drawn_capture
+from tests.qvg_engine.quality.conftest import SHIPPED_CAPTURE, drawn_capture
 
 
 def test_a_file_brings_everything_back(capture: Capture, tmp_path: Path) -> None:
@@ -91,3 +91,34 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         save(drawn_capture(), tmp_path / "capture")
     assert [item.name for item in tmp_path.iterdir()] == ["capture"]
+
+
+def test_positions_are_written_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "capture.safetensors"
+    save(drawn_capture(), path)
+    tensors = load_file(path)
+    assert tensors["positions"].tolist() == list(range(36))
+    tensors["positions"] = tensors["positions"].flip(0).contiguous()
+    info = msgspec.json.encode(drawn_capture().info).decode()
+    save_file(tensors, path, metadata={"capture": info})
+    with pytest.raises(CheckpointError, match="positions are not 0 to 35, in order"):
+        load(path)
+
+
+def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        save(drawn_capture(), tmp_path / "file" / "capture")
+
+
+def test_the_shipped_capture_is_of_a_real_video() -> None:
+    capture = load(SHIPPED_CAPTURE)
+    assert (capture.info.model, capture.chunk_tokens) == ("pocket", (192, 192))
+    ((number, layer),) = capture.layers.items()
+    assert number == 3
+    assert layer.keys.shape == layer.queries.shape == (384, 1, 128)
+    assert layer.keys.dtype == torch.bfloat16
+    # Tokens of a video resemble each other: drawn ones do not.
+    for rows in (layer.keys.float(), layer.values.float()):
+        assert rows.mean(dim=0).square().sum() > 0.1 * rows.square().sum(dim=-1).mean()
+    assert SHIPPED_CAPTURE.stat().st_size < 300_000

@@ -5,13 +5,19 @@ import torch
 from torch import Tensor
 
 from qvg_engine import VideoEngine, VideoRequest
+from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.attention import Attention
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.format_errors import LayerErrors
-from qvg_engine.quality.recorder import RecordingFamily, record_video
+from qvg_engine.quality.recorder import (
+    RecordingFamily,
+    _Recorder,
+    record_frames,
+    record_video,
+)
 from tests.conftest import Toy
 from tests.qvg_engine.quality.conftest import CONFIG, LAYERS, PROMPT
 
@@ -122,3 +128,66 @@ def test_a_second_video_is_refused(pocket: ModelFamily) -> None:
     engine.add_request(VideoRequest(request_id="a", prompt=PROMPT, num_frames=12))
     with pytest.raises(ConfigError, match="one video"):
         engine.add_request(VideoRequest(request_id="b", prompt=PROMPT, num_frames=12))
+
+
+def test_chosen_heads_and_dtype(toy: Toy) -> None:
+    request = toy.request("a", chunks=2, trace=True)
+    config = toy.engine().config
+    whole = record_video(toy.family(), config, request, layers=[1])
+    part = record_video(toy.family(), config, request, layers=[1], heads=[1], dtype=torch.bfloat16)
+    for name in ("queries", "keys", "values"):
+        rows = getattr(whole.layers[1], name)
+        assert rows.shape[1] == 2
+        assert torch.equal(getattr(part.layers[1], name), rows[:, 1:].bfloat16())
+
+
+def test_heads_that_there_are_not_are_refused(pocket: ModelFamily) -> None:
+    with pytest.raises(ConfigError, match="head 2 is not there: pocket has 0 to 1"):
+        RecordingFamily(pocket, heads=[2])
+    with pytest.raises(ConfigError, match="no heads"):
+        RecordingFamily(pocket, heads=[])
+
+
+def test_queries_go_with_the_heads_that_they_read() -> None:
+    """Four heads of queries to two of keys."""
+    family = RecordingFamily(_Geometry(), heads=[1])  # type: ignore[arg-type]
+    rows = torch.arange(8.0).reshape(2, 4, 1)
+    recorder = _Recorder(_Silent(), slice(0, 2), family._rows, heads=family._heads, dtype=None)
+    recorder.self_attention(0, rows, rows[:, :2], rows[:, 2:])
+    ((queries, keys, values),) = family._rows[0]
+    assert queries.flatten().tolist() == [2, 3, 6, 7]
+    assert keys.flatten().tolist() == [1, 5]
+    assert values.flatten().tolist() == [3, 7]
+
+
+class _Geometry:
+    name = "drawn"
+    geometry = CacheGeometry(num_layers=1, num_kv_heads=2, head_dim=1)
+
+
+class _Silent:
+    def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return queries
+
+    def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
+        return queries
+
+
+def test_all_chunks_of_a_length_are_captured(pocket: ModelFamily, capture: Capture) -> None:
+    """As those of a traced video, which runs to its end; the window is read later."""
+    told: list[tuple[int, int]] = []
+    found = record_frames(
+        pocket,
+        CONFIG,
+        prompt=PROMPT,
+        num_frames=25,
+        seed=3,
+        layers=LAYERS,
+        on_chunk=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert found.chunk_tokens == (192,) * 3
+    for number, layer in found.layers.items():
+        for name in ("queries", "keys", "values"):
+            expected = getattr(capture.layers[number], name)[: 3 * 192]
+            torch.testing.assert_close(getattr(layer, name), expected, rtol=1e-3, atol=1e-4)
