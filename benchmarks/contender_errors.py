@@ -27,13 +27,28 @@ from qvg_engine.models.pocket.clips import all_scenes
 from qvg_engine.quality.capture import Capture, load
 from qvg_engine.quality.contender import Contender
 from qvg_engine.quality.contenders import CONTENDERS, contender
-from qvg_engine.quality.contenders.errors import ContenderErrors, ContenderMeasure
 from qvg_engine.quality.figures import decibels
 from qvg_engine.quality.files import write_whole
 from qvg_engine.quality.recorder import record_video
+from qvg_engine.quality.table.books import BookFigures, LayerBooks
 
 _FILE_WIDTH = 100
 """Columns of the table where there is no terminal that has a width."""
+
+
+class ContenderErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """One contender on one layer.
+
+    `bits` and `shared_bits` are the means of K's and V's, see `RoundTrip`. Errors of K and V are
+    squared and relative, that of attention's output is the square root of such a ratio.
+    """
+
+    layer: int
+    bits: float
+    shared_bits: float
+    key_error: float
+    value_error: float
+    attention_error: float
 
 
 class ContenderRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,9 +90,9 @@ def measure(
     """The errors of all contenders, layer by layer."""
     found: dict[str, list[ContenderErrors]] = {item.name: [] for item in contenders}
     for layer in layers:
-        errors = ContenderMeasure(capture, layer, seed=seed)
+        books = LayerBooks(capture, layer, video=0, seed=seed, attend_every=1)
         for item in track(contenders, f"layer {layer}", console=Console(stderr=True)):
-            found[item.name].append(errors.measure_contender(item, centroids=centroids))
+            found[item.name].append(_errors(layer, books.measure(item, centroids=centroids)))
     return ContenderReport(
         version=__version__,
         model=capture.info.model,
@@ -171,6 +186,17 @@ def main(
         console = Console(width=_FILE_WIDTH)
     console.print(to_table(report))
     console.print("Errors of K and V are squared, that of attention is not; all are relative.")
+
+
+def _errors(layer: int, found: BookFigures) -> ContenderErrors:
+    return ContenderErrors(
+        layer=layer,
+        bits=(found.keys.bits + found.values.bits) / 2,
+        shared_bits=(found.keys.shared_bits + found.values.shared_bits) / 2,
+        key_error=found.keys.error,
+        value_error=found.values.error,
+        attention_error=found.attention_error,
+    )
 
 
 def _row(name: str, books: Sequence[ContenderErrors]) -> ContenderRow:

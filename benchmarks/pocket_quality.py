@@ -12,11 +12,9 @@ makes the same videos in each format, compares the others with the first, and wr
 that a run that was stopped goes on where it was.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +26,13 @@ import typer
 from qvg_engine import EngineConfig, VideoEngine
 from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.pocket.clips import Scene, all_scenes, draw_clip
-from qvg_engine.models.pocket.family import WEIGHTS_NAME, PocketCodec, load_pocket
+from qvg_engine.models.pocket.family import PocketCodec, load_pocket
 from qvg_engine.models.pocket.judge import ATTRIBUTES
 from qvg_engine.models.pocket.memory import revisits
 from qvg_engine.models.pocket.rollout import decode_rollout, roll_out
 from qvg_engine.models.pocket.train_network import NETWORK, averaged_model
 from qvg_engine.models.pocket.vae import PocketVae
+from qvg_engine.quality.checksum import checksum, packaged_checksum
 from qvg_engine.quality.files import write_whole
 from qvg_engine.quality.pocket_videos import (
     KEYS,
@@ -214,7 +213,7 @@ def main(
         every=every,
         together=together,
         dtype=dtype if network is None else "bfloat16",
-        weights=_checksum(_packaged_weights() if network is None else network),
+        weights=packaged_checksum() if network is None else checksum(network),
     )
     output.mkdir(parents=True, exist_ok=True)
     if len(formats) > 1:
@@ -290,15 +289,6 @@ def _judged(
 
     path = output / f"pocket_videos-{name}.json"
     return judged_videos(generate, scenes, sampling, path, on_batch=report_progress)
-
-
-def _packaged_weights() -> Path:
-    with as_file(files("qvg_engine.models.pocket") / "weights" / WEIGHTS_NAME) as path:
-        return path
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _packaged_coder() -> PocketVae:

@@ -9,9 +9,7 @@ contender's settings, the videos); where only code has changed, `--again NAME` f
 a contender.
 """
 
-import hashlib
 import shutil
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +24,7 @@ from qvg_engine.errors import QvgError
 from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.loading import EMBEDDED_MODEL
 from qvg_engine.models.pocket.family import WEIGHTS_NAME
+from qvg_engine.quality.checksum import checksum, packaged_checksum
 from qvg_engine.quality.table.part_names import PartNames
 from qvg_engine.quality.table.parts import Parts
 from qvg_engine.quality.table.report import write_report
@@ -153,10 +152,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _checksum(model: str) -> str:
-    if model != EMBEDDED_MODEL:
-        return hashlib.sha256((Path(model) / WEIGHTS_NAME).read_bytes()).hexdigest()
-    with as_file(files("qvg_engine.models.pocket") / "weights" / WEIGHTS_NAME) as path:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return packaged_checksum() if model == EMBEDDED_MODEL else checksum(Path(model) / WEIGHTS_NAME)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.format import PageFormat, get_format
+from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,18 +81,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         get_format(self.kv_format)
         if self.value_format is not None:
             get_format(self.value_format)
-        _check_choice("attention_backend", self.attention_backend, ("workspace", "reference"))
-        _check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        _check_choice("dtype", self.dtype, tuple(_DTYPES))
-        _check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)
-        _check_range("kv_memory", self.kv_memory, 1, 2**50)
-        _check_range("max_text_rows", self.max_text_rows, 1, 2**40)
+        check_choice("attention_backend", self.attention_backend, ("workspace", "reference"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("dtype", self.dtype, tuple(_DTYPES))
+        check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)
+        check_range("kv_memory", self.kv_memory, 1, 2**50)
+        check_range("max_text_rows", self.max_text_rows, 1, 2**40)
         if self.workspace_tokens is not None:
-            _check_range("workspace_tokens", self.workspace_tokens, 1, 2**31)
+            check_range("workspace_tokens", self.workspace_tokens, 1, 2**31)
         if self.decoder_slots is not None:
-            _check_range("decoder_slots", self.decoder_slots, 0, 65_536)
+            check_range("decoder_slots", self.decoder_slots, 0, 65_536)
         if self.num_heads is not None:
-            _check_range("num_heads", self.num_heads, 1, 65_536)
+            check_range("num_heads", self.num_heads, 1, 65_536)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "device is 'cuda', but torch sees no CUDA device: use 'cpu' or 'auto'"
@@ -113,13 +114,3 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def num_decoder_slots(self) -> int:
         """Decoder slots, where nothing is given one a stream."""
         return self.max_streams if self.decoder_slots is None else self.decoder_slots
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}: give a whole number from {low:,} to {high:,}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}: give one of {', '.join(choices)}")

@@ -36,7 +36,6 @@ def store(
     weights = torch.ones_like(grouped[:, :1])
     if widths is not None:
         weights = widths.float()[:, None, channels]
-    in_row = torch.empty(residual.shape, dtype=torch.uint8, device=device)
     if pages.spec.trellis:
         scales, in_row = _trellis_codes(residual, widths, pages)
     else:
@@ -44,6 +43,7 @@ def store(
         values = _scale_values(scales)
         codes = _nearest(grouped / weights, values, pages.spec)
         codes[values == 0] = pages.spec.zero_code
+        in_row = torch.empty(residual.shape, dtype=torch.uint8, device=device)
         in_row[..., channels] = codes.to(torch.uint8)
     groups = torch.from_numpy(pages.channel_groups).to(device).long()
     rounded = _code_levels(in_row, pages.spec) * _scale_values(scales)[..., groups]

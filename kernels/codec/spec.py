@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
 
 SPREAD_FACTORS = (1.0, 0.84375, 1.1875)
@@ -66,16 +67,16 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     trellis: bool = False
 
     def __post_init__(self) -> None:
-        _check_range("stages", self.stages, 0, MAX_STAGES)
-        _check_range("centroids", self.centroids, 1, MAX_CENTROIDS)
-        _check_choice("bits", self.bits, (1, 2, 4))
-        _check_choice("trellis", self.trellis, (False, True))
+        check_range("stages", self.stages, 0, MAX_STAGES)
+        check_range("centroids", self.centroids, 1, MAX_CENTROIDS)
+        check_choice("bits", self.bits, (1, 2, 4))
+        check_choice("trellis", self.trellis, (False, True))
         _check_levels(self.levels, self.bits, is_trellis=self.trellis)
-        _check_range("group", self.group, 1, MAX_GROUP)
-        _check_choice("scale_rule", self.scale_rule, ("absmax", "searched"))
-        _check_choice("scale_type", self.scale_type, tuple(_SCALE_BYTES))
-        _check_choice("channel_widths", self.channel_widths, (False, True))
-        _check_choice("centroid_type", self.centroid_type, tuple(_CENTROID_BYTES))
+        check_range("group", self.group, 1, MAX_GROUP)
+        check_choice("scale_rule", self.scale_rule, ("absmax", "searched"))
+        check_choice("scale_type", self.scale_type, tuple(_SCALE_BYTES))
+        check_choice("channel_widths", self.channel_widths, (False, True))
+        check_choice("centroid_type", self.centroid_type, tuple(_CENTROID_BYTES))
 
     @property
     def top(self) -> float:
@@ -169,16 +170,6 @@ def _normal_scale(levels: tuple[float, ...]) -> float:
         along = sum(x * (density[i] - density[i + 1]) for i, x in enumerate(levels))
         scale = along / sum(x * x * (below[i + 1] - below[i]) for i, x in enumerate(levels))
     return scale
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}: give a whole number from {low} to {high:,}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if type(value) is not type(choices[0]) or value not in choices:
-        raise ConfigError(f"{name} is {value!r}: give one of {', '.join(map(str, choices))}")
 
 
 def _check_levels(levels: tuple[float, ...], bits: int, *, is_trellis: bool) -> None:

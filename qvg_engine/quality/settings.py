@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from qvg_engine.checks import check_distinct, check_range
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.kmeans import MAX_CENTROIDS
 from qvg_engine.quality.comparison import quality_format
@@ -38,28 +39,17 @@ class BenchSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_range("num_prompts", self.num_prompts, 1, MAX_PROMPTS)
-        _check_range("num_psnr_prompts", self.num_psnr_prompts, 1, MAX_PROMPTS)
-        _check_range("num_frames", self.num_frames, 1, 100_000)
-        _check_range("seed", self.seed, 0, 2**31 - 1)
-        _check_distinct("formats", self.formats)
-        _check_distinct("centroids", self.centroids)
+        check_range("num_prompts", self.num_prompts, 1, MAX_PROMPTS)
+        check_range("num_psnr_prompts", self.num_psnr_prompts, 1, MAX_PROMPTS)
+        check_range("num_frames", self.num_frames, 1, 100_000)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        check_distinct("formats", self.formats)
+        check_distinct("centroids", self.centroids)
         for name in self.formats:
             quality_format(name)
         for number in self.centroids:
-            _check_range("centroids", number, 1, MAX_CENTROIDS)
+            check_range("centroids", number, 1, MAX_CENTROIDS)
         if self.layers is not None:
-            _check_distinct("layers", self.layers)
+            check_distinct("layers", self.layers)
         if self.fit_on not in ("all", "first"):
             raise ConfigError(f"fit_on is {self.fit_on!r}: give one of all, first")
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}: give a whole number from {low} to {high:,}")
-
-
-def _check_distinct(name: str, values: tuple[object, ...]) -> None:
-    if not values or len(set(values)) != len(values):
-        listed = ", ".join(map(str, values))
-        raise ConfigError(f"{name} is {listed!r}: give at least one, and each of them once")

@@ -51,6 +51,15 @@ def test_little_work_stays_in_the_calling_thread() -> None:
     assert seen == [(0, 10, threading.get_ident())]
 
 
+def test_how_much_work_is_worth_a_second_thread() -> None:
+    ranges: list[tuple[int, int]] = []
+    threads.for_heads(lambda *heads: ranges.append(heads), 7, 2 * threads._LEAST_WORK - 1)
+    assert ranges == [(0, 7)]
+    ranges.clear()
+    threads.for_heads(lambda *heads: ranges.append(heads), 7, 2 * threads._LEAST_WORK)
+    assert len(ranges) == 7
+
+
 def test_a_failure_is_raised_where_it_is_waited_for() -> None:
     def fail(first: int, last: int) -> None:
         if first == 2:

@@ -6,9 +6,9 @@ import msgspec
 import torch
 from torch import Tensor
 
+from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
-from qvg_engine.quality.contenders.checks import check_choice, check_range
 
 _NUMBER_BITS = {"float16": 16, "e4m3": 8}
 

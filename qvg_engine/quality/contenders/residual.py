@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from qvg_engine.checks import check_range
 from qvg_engine.kernels.codec import (
     CodecSpec,
     CodedPages,
@@ -18,7 +19,6 @@ from qvg_engine.kernels.codec import (
     half_split_groups,
 )
 from qvg_engine.kernels.codec.packing import pack, unpack
-from qvg_engine.quality.contenders.checks import check_range
 from qvg_engine.quality.contenders.groups import from_token_blocks, token_blocks
 from qvg_engine.quality.contenders.trits import pack_trits, trit_bytes, unpack_trits
 from qvg_engine.quality.stored import PAGE_SIZE, StoredRows

@@ -7,10 +7,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from qvg_engine.checks import check_range
 from qvg_engine.kernels.kmeans.finite import require_finite
 from qvg_engine.quality.contender import RoundTrip
 from qvg_engine.quality.contenders.asymmetric import AsymmetricGrid
-from qvg_engine.quality.contenders.checks import check_range
 from qvg_engine.quality.contenders.groups import channel_groups, from_token_blocks, token_blocks
 
 _MAX_GROUP = 65_536

@@ -7,10 +7,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from qvg_engine.checks import check_choice, check_range
 from qvg_engine.kernels import kmeans
 from qvg_engine.quality.contender import RoundTrip
 from qvg_engine.quality.contenders.centroids import CENTROID_BITS, CentroidType, stored_centroids
-from qvg_engine.quality.contenders.checks import check_choice, check_range
 from qvg_engine.quality.contenders.residual import ResidualCoder, ResidualFormat
 from qvg_engine.quality.stored import KMEANS_ITERATIONS
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from qvg_engine.errors import ConfigError, NonFiniteError
 from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.contender import Contender, RoundTrip
+from qvg_engine.quality.format_errors import squared_error
 from qvg_engine.quality.teacher_forced import TeacherForced, merged
 
 
@@ -115,7 +116,7 @@ class LayerBooks:
         return RowFigures(
             bits=found.bits,
             shared_bits=found.shared_bits,
-            error=sum(lost) / sum(total),
+            error=squared_error(found.rows, rows),
             chunk_errors=tuple(map(_short, _ratios(lost, total))),
         )
 

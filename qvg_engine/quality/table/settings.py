@@ -2,6 +2,7 @@
 
 import msgspec
 
+from qvg_engine.checks import check_distinct, check_range
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.kmeans import MAX_CENTROIDS
 from qvg_engine.models.pocket.clips import all_scenes
@@ -75,14 +76,14 @@ class TableSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "seed": (0, 2**31 - 1),
         }
         for name, (low, high) in ranges.items():
-            _check_range(name, getattr(self, name), low, high)
+            check_range(name, getattr(self, name), low, high)
         for name in ("contenders", "centroids", "clips", "adherence", "shown"):
-            _check_distinct(name, getattr(self, name))
+            check_distinct(name, getattr(self, name))
         for number in self.centroids:
-            _check_range("centroids", number, 1, MAX_CENTROIDS)
+            check_range("centroids", number, 1, MAX_CENTROIDS)
         for name in ("layers", "windows"):
             if getattr(self, name) is not None:
-                _check_distinct(name, getattr(self, name))
+                check_distinct(name, getattr(self, name))
         chosen = self.windows or ()
         for name in (*self.contenders, *chosen, *self.clips, *self.adherence, *self.shown):
             if name not in CONTENDERS:
@@ -91,14 +92,3 @@ class TableSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.baseline not in self.contenders:
             listed = ", ".join(self.contenders)
             raise ConfigError(f"baseline is {self.baseline!r}: give one of {listed}")
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}: give a whole number from {low} to {high:,}")
-
-
-def _check_distinct(name: str, values: tuple[object, ...]) -> None:
-    if not values or len(set(values)) != len(values):
-        listed = ", ".join(map(str, values))
-        raise ConfigError(f"{name} is {listed!r}: give at least one, and each of them once")

@@ -1,6 +1,5 @@
-"""Heads on several threads, and that nothing but the time shows it."""
+"""Nothing but the time shows on how many threads heads are."""
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
 
@@ -10,9 +9,6 @@ from torch import Tensor
 
 from qvg_engine.kernels import threads
 from qvg_engine.kernels.kmeans import KMeansSettings, assign, fit, initial_centroids
-from qvg_engine.kernels.threads import for_heads
-
-MUCH = 1 << 40
 
 
 @pytest.fixture
@@ -23,12 +19,6 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(threads, "_LEAST_WORK", 1)
     yield
     torch.set_num_threads(before)
-
-
-def calls_of(num_heads: int, work: int) -> list[tuple[int, int]]:
-    calls: list[tuple[int, int]] = []
-    for_heads(lambda first, last: calls.append((first, last)), num_heads, work)
-    return sorted(calls)
 
 
 def run(points: Tensor) -> list[Tensor]:
@@ -45,35 +35,3 @@ def test_results_are_the_same_bits(make_points: Callable[..., Tensor], num_heads
     torch.set_num_threads(1)
     for one, other in zip(run(points), results, strict=True):
         assert torch.equal(one, other)
-
-
-@pytest.mark.usefixtures("three_threads")
-def test_every_head_is_worked_on_once() -> None:
-    assert calls_of(7, MUCH) == [(head, head + 1) for head in range(7)]
-    assert calls_of(1, MUCH) == [(0, 1)]
-
-
-@pytest.mark.usefixtures("three_threads")
-def test_as_many_heads_at_a_time_as_torch_has_threads() -> None:
-    # Raises if three tasks never wait at once.
-    barrier = threading.Barrier(3, timeout=10)
-
-    def wait(first: int, last: int) -> None:
-        barrier.wait()
-
-    for_heads(wait, 3, MUCH)
-
-
-def test_little_work_stays_in_the_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert calls_of(7, 2 * threads._LEAST_WORK - 1) == [(0, 7)]
-    assert len(calls_of(7, 2 * threads._LEAST_WORK)) == 7
-
-
-@pytest.mark.usefixtures("three_threads")
-def test_errors_reach_the_caller() -> None:
-    def fail(first: int, last: int) -> None:
-        raise OSError(f"head {first}")
-
-    with pytest.raises(OSError, match="head 0"):
-        for_heads(fail, 4, MUCH)

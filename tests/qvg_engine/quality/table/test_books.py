@@ -7,7 +7,9 @@ from torch import Tensor
 
 from qvg_engine.errors import ConfigError, NonFiniteError
 from qvg_engine.quality.capture import Capture, load
+from qvg_engine.quality.comparison import with_centroids
 from qvg_engine.quality.contender import RoundTrip
+from qvg_engine.quality.contenders.format import FormatContender
 from qvg_engine.quality.contenders.registry import contender
 from qvg_engine.quality.format_errors import LayerErrors, squared_error
 from qvg_engine.quality.table.books import LayerBooks
@@ -101,3 +103,38 @@ def test_what_is_not_finite_is_an_error() -> None:
     books = LayerBooks(drawn_capture(), 0, video=0, seed=0, attend_every=1)
     with pytest.raises(NonFiniteError, match="broken: V of layer 0"):
         books.measure(Broken(), centroids=1)
+
+
+@pytest.mark.parametrize("name", ["bf16", "qvg", "q2"])
+def test_page_formats_have_the_errors_that_pages_have(capture: Capture, name: str) -> None:
+    item = contender(name)
+    assert isinstance(item, FormatContender)
+    found = LayerBooks(capture, 4, video=0, seed=5, attend_every=1).measure(item, centroids=8)
+    page_format = with_centroids(item.page_format, 8)
+    expected, stored = LayerErrors(capture, 4, seed=5).measure(page_format)
+    assert found.keys.bits == found.values.bits == stored.bits_per_element
+    assert found.keys.shared_bits == found.values.shared_bits == stored.codebook_bits
+    assert found.keys.error == expected.key_error
+    assert found.values.error == expected.value_error
+    assert found.attention_error == pytest.approx(expected.attention_error, rel=1e-4)
+
+
+def test_the_embedded_model_in_the_order_that_is_expected(capture: Capture) -> None:
+    layer = LayerBooks(capture, 4, video=0, seed=5, attend_every=1)
+    names = ("kivi4", "four-2stages-refit", "four", "ternary", "rtn2-asym")
+    found = [layer.measure(contender(name), centroids=16) for name in names]
+    for errors in ([item.values.error for item in found], [item.attention_error for item in found]):
+        assert errors == sorted(errors)
+        assert errors[0] > 0
+    keys = {name: item.keys.error for name, item in zip(names, found, strict=True)}
+    assert keys["kivi4"] < keys["four-2stages-refit"] < keys["four"] < keys["ternary"]
+    assert keys["ternary"] < keys["rtn2-asym"] < 1
+
+
+def test_keys_and_values_have_bits_of_their_own() -> None:
+    layer = LayerBooks(drawn_capture(), 0, video=0, seed=0, attend_every=1)
+    found = layer.measure(contender("kivi2"), centroids=1)
+    # 36 tokens of 16 channels: one group of tokens, one group of channels.
+    assert found.keys.bits == pytest.approx(2 + 32 / 36)
+    assert found.values.bits == pytest.approx(2 + 32 / 16)
+    assert found.keys.shared_bits == found.values.shared_bits == 0
