@@ -8,7 +8,7 @@ the engine gives them by default, and writes `codebook_life.md` and `codebook_li
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -34,17 +34,16 @@ SERVES = (1, 2, 4, 8, 32)
 STAGE_BITS = 8
 """Bits of a row that one more stage takes, for its id."""
 TIMED_CHUNKS = 24
-EAGER = CodebookPolicy(refit_residual=1.1)
-ONCE = CodebookPolicy(refit_residual=1e6, refit_drift=1.0, refit_unused=0.0)
-"""Fits anew after `first_spans` only."""
+FULL_HISTORY = CodebookPolicy().for_streams(windowed=False)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of a table: a life, and a format where it is not the one that is asked for."""
+    """A row of a table: a life, and what is changed of the format that is asked for."""
 
     name: str
     life: Life
     stages: int | None = None
+    centroid_type: Literal["float16"] | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,51 +82,56 @@ def fixed_lives(kept: int) -> Iterator[Case]:
 
 def windowed_cases(window: int) -> Iterator[Case]:
     """For a stream with a window of so many chunks."""
-    yield Case(name="policy", life=Life())
+    engine = Life(fit_chunks=window)
+    yield Case(name="policy", life=engine)
     yield from fixed_lives(window)
-    for live in (1, 2, 3, 4):
-        policy = msgspec.structs.replace(EAGER, max_live=live)
+    for live in (1, 3, 4):
+        policy = CodebookPolicy(max_live=live)
+        yield Case(name=f"policy, {live} live", life=Life(policy=policy, fit_chunks=window))
+    for spans in (2, 4, 8):
+        policy = CodebookPolicy(min_spans=spans)
         yield Case(
-            name=f"policy, {live} live, 1.1, to all kept",
-            life=Life(policy=policy, fit_chunks=window),
+            name=f"policy, {spans} spans at least", life=Life(policy=policy, fit_chunks=window)
         )
+    for residual in (1.0, 1.3):
+        policy = CodebookPolicy(refit_residual=residual)
+        yield Case(name=f"policy, {residual}", life=Life(policy=policy, fit_chunks=window))
     for fit_chunks in (1, 2, 4, 8):
-        life = Life(policy=EAGER, fit_chunks=fit_chunks)
-        yield Case(name=f"policy, 2 live, 1.1, to {fit_chunks}", life=life)
-    yield Case(name="policy, to all kept", life=Life(fit_chunks=window))
-    coarse = Life(policy=EAGER, fit_chunks=window, centroid_bits=8)
-    yield Case(name="policy, 1.1, to all kept, E4M3", life=coarse)
-    fine = Life(policy=EAGER, fit_chunks=window)
-    yield Case(name="policy, 1.1, to all kept, two stages", life=fine, stages=2)
-    yield Case(name="policy, 1.1, to all kept, two stages, E4M3", life=coarse, stages=2)
+        yield Case(name=f"policy, to {fit_chunks}", life=Life(fit_chunks=fit_chunks))
+    yield Case(name="policy, float16", life=engine, centroid_type="float16")
+    yield Case(name="policy, two stages", life=engine, stages=2)
 
 
 def full_history_cases(chunks: int) -> Iterator[Case]:
     """For a stream that keeps all its chunks."""
-    yield Case(name="policy", life=Life())
+    engine = Life(policy=FULL_HISTORY, fit_chunks=chunks)
+    yield Case(name="policy", life=engine)
     yield from fixed_lives(chunks)
     yield Case(name="all chunks, to the first", life=Life(serves=chunks))
     yield Case(name="all chunks, to all", life=Life(serves=chunks, fit_chunks=None))
-    yield Case(name="policy, to all kept", life=Life(fit_chunks=chunks))
-    for spans in (4, 8, 16, 32):
-        policy = msgspec.structs.replace(ONCE, first_spans=spans)
+    for spans in (1, 4, 16, 32):
+        policy = CodebookPolicy(min_spans=spans)
         yield Case(
-            name=f"once, after {spans}, to all kept",
-            life=Life(policy=policy, fit_chunks=chunks),
+            name=f"policy, {spans} spans at least", life=Life(policy=policy, fit_chunks=chunks)
         )
-    policy = msgspec.structs.replace(ONCE, first_spans=16)
-    yield Case(
-        name="once, after 16, to all kept, E4M3",
-        life=Life(policy=policy, fit_chunks=chunks, centroid_bits=8),
-    )
+    for live in (1, 3, 4):
+        policy = msgspec.structs.replace(FULL_HISTORY, max_live=live)
+        yield Case(name=f"policy, {live} live", life=Life(policy=policy, fit_chunks=chunks))
+    yield Case(name="policy, to 1", life=Life(policy=FULL_HISTORY))
+    yield Case(name="policy, float16", life=engine, centroid_type="float16")
+    yield Case(name="policy, two stages", life=engine, stages=2)
 
 
-def staged(page_format: PageFormat, stages: int | None) -> PageFormat:
-    """The format with another number of stages."""
+def changed(page_format: PageFormat, case: Case) -> PageFormat:
+    """The format of a case."""
     codec = page_format.codec
-    if codec is None or stages is None:
-        return page_format
-    return PageFormat(name=page_format.name, codec=msgspec.structs.replace(codec, stages=stages))
+    assert codec is not None
+    codec = msgspec.structs.replace(
+        codec,
+        stages=case.stages or codec.stages,
+        centroid_type=case.centroid_type or codec.centroid_type,
+    )
+    return PageFormat(name=page_format.name, codec=codec)
 
 
 def sheet(title: str, rows: tuple[LifeFigures, ...], report: Report) -> Sheet:
@@ -181,13 +185,14 @@ def main(
     def measured(cases: Iterator[Case], kept: int, overhead: float) -> tuple[LifeFigures, ...]:
         found = []
         for case in track(list(cases), description=f"{kept} chunks kept"):
-            more = (case.stages or 1) - 1
+            assert page_format.codec is not None
+            more = (case.stages or page_format.codec.stages) - page_format.codec.stages
             found.append(
                 measure_life(
                     case.name,
                     capture,
                     forced,
-                    staged(page_format, case.stages),
+                    changed(page_format, case),
                     case.life,
                     overhead=overhead - more * STAGE_BITS / head_dim,
                     kept_chunks=kept,

@@ -8,8 +8,6 @@ from qvg_engine.block_manager.codebook_budget import CodebookBudget
 from qvg_engine.block_manager.format import CacheGeometry, PageFormat, page_bytes
 from qvg_engine.errors import ConfigError
 
-_CODEBOOK_ITEM_BYTES = 2
-
 
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Geometry, page size and formats of a cache.
@@ -54,8 +52,8 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def codebook_row_bytes(self) -> int:
         """Bytes of one row in all books."""
-        row = self.geometry.num_kv_heads * self.geometry.head_dim * _CODEBOOK_ITEM_BYTES
-        return self.num_books * row
+        items = self.geometry.num_layers * self.geometry.num_kv_heads * self.geometry.head_dim
+        return items * sum(self._centroid_bytes)
 
     @property
     def budget(self) -> CodebookBudget | None:
@@ -68,7 +66,13 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
             max_live=self.max_live_codebooks,
             min_rows=max(page_format.codebook_rows(1) for page_format in formats),
             max_rows=max(page_format.most_codebook_rows for page_format in formats),
+            row_bits=8 * sum(self._centroid_bytes) / len(formats),
         )
+
+    @property
+    def _centroid_bytes(self) -> list[int]:
+        """Bytes of a codebook's number, of those of K and V that have codebooks."""
+        return [f.codec.centroid_bytes for f in self.coded_formats if f.codec is not None]
 
     def codebook_rows(self, num_pages: int) -> int:
         """Rows of codebooks that so many pages, full of tokens, pay for; 0 without codebooks."""

@@ -6,9 +6,6 @@ import msgspec
 
 from qvg_engine.errors import ConfigError
 
-ROW_BITS = 16
-"""Bits of one number of a codebook's row."""
-
 
 class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
     """What codebooks may take, in bits per element of the tokens that a branch keeps.
@@ -16,6 +13,7 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
     * `overhead`: bits per element, all slots that are reserved counted.
     * `max_live`: most slots of one set, in each book.
     * `min_rows`, `max_rows`: rows of the smallest and of the largest codebook.
+    * `row_bits`: bits of one number of a row, the mean of all books.
 
     The overhead is never exceeded, but for one thing: nothing can be stored without a codebook, so
     a branch that keeps any tokens has one, of the smallest size. See `least_tokens`.
@@ -27,6 +25,7 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
     max_live: int
     min_rows: int
     max_rows: int
+    row_bits: float
 
     def __post_init__(self) -> None:
         assert 1 <= self.min_rows <= self.max_rows, (self.min_rows, self.max_rows)
@@ -42,7 +41,7 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def least_tokens(self) -> int:
         """Tokens that pay for the smallest codebook; fewer have it all the same."""
-        return -(-self.min_rows * ROW_BITS // Fraction(self.overhead))
+        return -(-self.min_rows * Fraction(self.row_bits) // Fraction(self.overhead))
 
     def num_slots(self, num_tokens: int) -> int:
         """Slots of a set whose branch keeps `num_tokens` tokens, at least one, at its peak.
@@ -66,11 +65,12 @@ class CodebookBudget(msgspec.Struct, frozen=True, kw_only=True):
 
         Exactly within the overhead; at least those of the smallest codebook.
         """
-        return max(self.min_rows, int(Fraction(self.overhead) * num_tokens / ROW_BITS))
+        rows = Fraction(self.overhead) * num_tokens / Fraction(self.row_bits)
+        return max(self.min_rows, int(rows))
 
     def bits_per_element(self, num_tokens: int) -> float:
         """What the slots of a set take, per element of `num_tokens` tokens."""
-        return ROW_BITS * self.rows_per_set(num_tokens) / num_tokens
+        return self.row_bits * self.rows_per_set(num_tokens) / num_tokens
 
 
 def live_slots(num_rows: int, *, min_rows: int, max_live: int) -> int:

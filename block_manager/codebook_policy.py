@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from qvg_engine.block_manager.codebook_history import CodebookHistory
 from qvg_engine.errors import ConfigError
 
+_WINDOWED_SPANS, _FULL_HISTORY_SPANS = 1, 8
+
 
 class CodebookAction(enum.IntEnum):
     """What a span does with its codebook."""
@@ -28,6 +30,10 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     * `max_live`: codebooks that one stream may have at a time, per book. With one, it keeps its
       first for ever.
+    * `fit_tokens`: a codebook is fitted to the first span that it encodes, and to so many of the
+      tokens before it, at most, as they are read back: pages evenly spread over what is kept.
+    * `min_spans`: spans that a codebook encodes at least before it is fitted anew; None: 1 for
+      streams with a window, 8 for those that keep everything and so can never use a slot again.
     * `refit_residual`: a codebook is fitted anew once it leaves this many times the share of
       energy that it left of the span it was fitted on.
     * `refit_drift`: or once the spread of ids over centroids has moved this far, 0 to 1 (total
@@ -41,7 +47,9 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     max_live: int = 2
-    refit_residual: float = 1.3
+    fit_tokens: int = 8192
+    min_spans: int | None = None
+    refit_residual: float = 1.1
     refit_drift: float = 0.7
     refit_unused: float = 0.25
     first_spans: int = 0
@@ -49,11 +57,22 @@ class CodebookPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check("max_live", self.max_live, 1, 16)
+        _check("fit_tokens", self.fit_tokens, 0, 2**31 - 1)
+        if self.min_spans is not None:
+            _check("min_spans", self.min_spans, 1, 2**31 - 1)
         _check("refit_residual", self.refit_residual, 1.0, 1e6)
         _check("refit_drift", self.refit_drift, 0.0, 1.0)
         _check("refit_unused", self.refit_unused, 0.0, 1.0)
         _check("first_spans", self.first_spans, 0, 2**31 - 1)
         _check("kmeans_iterations", self.kmeans_iterations, 1, 1000)
+
+    def for_streams(self, *, windowed: bool) -> "CodebookPolicy":
+        """This policy with what it leaves to the kind of stream filled in."""
+        if self.min_spans is not None:
+            return self
+        return msgspec.structs.replace(
+            self, min_spans=_WINDOWED_SPANS if windowed else _FULL_HISTORY_SPANS
+        )
 
 
 class SpanPlan(msgspec.Struct, frozen=True, eq=False):
@@ -106,6 +125,7 @@ def plan_span(
         policy.refit_drift,
         policy.refit_unused,
         policy.first_spans,
+        policy.min_spans or _WINDOWED_SPANS,
         plan.actions,
         plan.slots,
         plan.warm_from,
@@ -128,6 +148,7 @@ def _decide(
     refit_drift: float,
     refit_unused: float,
     first_spans: int,
+    min_spans: int,
     actions: Any,
     slots: Any,
     warm_from: Any,
@@ -142,7 +163,7 @@ def _decide(
         actions[book], slots[book], warm_from[book] = 0, now, -1
         if now < 0:
             actions[book], slots[book] = 2, free
-        elif free >= 0:
+        elif free >= 0 and num_spans[book, now] >= min_spans:
             worn = ratio[book, now] > refit_residual * ratio_at_fit[book, now]
             moved = drift[book, now] > refit_drift
             idle = used[book, now] < refit_unused

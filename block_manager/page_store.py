@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
-from qvg_engine.block_manager.codebook_policy import CodebookAction, SpanPlan
+from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.format import ElementType, PageFormat
 from qvg_engine.errors import ConfigError
@@ -18,10 +18,12 @@ from qvg_engine.kernels.codec import (
     CodedPages,
     allocate_pages,
     consecutive_groups,
+    decode,
     encode_span,
     fit_codebook,
     half_split_groups,
 )
+from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
 
@@ -36,7 +38,7 @@ class PageStore:
         dtype: the compute dtype.
         row_table: int32 [slots, rows], which rows each codebook slot has; kept by the codebook
             pool, read here. None where no format has codebooks.
-        kmeans_iterations: how often centroids move at most when a codebook is fitted.
+        policy: how codebooks are fitted; the default one unless given.
 
     Raises `ConfigError` for sizes that make no sense. On the CPU the system commits the memory only
     when a page is first written.
@@ -50,7 +52,7 @@ class PageStore:
         device: torch.device | str,
         dtype: torch.dtype,
         row_table: NDArray[np.int32] | None = None,
-        kmeans_iterations: int = 8,
+        policy: CodebookPolicy | None = None,
     ) -> None:
         if num_pages < 1:
             raise ConfigError(f"num_pages must be at least 1, got {num_pages}")
@@ -60,7 +62,7 @@ class PageStore:
         self._device = torch.device(device)
         self._dtype = dtype
         self._row_table = row_table
-        self._kmeans_iterations = kmeans_iterations
+        self._policy = policy or CodebookPolicy()
         self._layers = tuple(
             LayerPages(
                 keys=self._allocate(layout.key_format, is_key=True),
@@ -106,6 +108,7 @@ class PageStore:
         values: Tensor,
         span: SpanPlan | None = None,
         figures: SpanFigures | None = None,
+        seen: PageRuns | None = None,
     ) -> None:
         """Store one layer's K (before RoPE) and V of consecutive tokens.
 
@@ -115,6 +118,7 @@ class PageStore:
             keys, values: [tokens, KV heads, head_dim], `tokens <= len(page_ids) * page_size`.
             span: which codebooks to fit or to use; needed where a format has codebooks.
             figures: takes what was seen of the span in this layer.
+            seen: tokens before these, which a codebook that has to be fitted is fitted to, too.
 
         Raises `NonFiniteError` for NaN or infinity where a codec would store it.
         """
@@ -126,8 +130,43 @@ class PageStore:
                 encode(part, page_ids, rows)
                 continue
             assert span is not None
+            self._fit(part, rows, book, span, seen, f"{name} of layer {layer}")
             self._encode(part, page_ids, rows, book, span, figures, f"{name} of layer {layer}")
             book += 1
+
+    def _fit(
+        self,
+        pages: CodedPages,
+        rows: Tensor,
+        book: int,
+        span: SpanPlan,
+        seen: PageRuns | None,
+        name: str,
+    ) -> None:
+        """Fit the codebook, if that is due, to the rows and to tokens before them."""
+        slot, warm_from = int(span.slots[book]), int(span.warm_from[book])
+        if span.actions[book] == CodebookAction.REUSE:
+            return
+        if seen is not None and pages.spec.stages:
+            rows = torch.cat([self._read_back(pages, seen), rows])
+        fit_codebook(
+            pages,
+            rows,
+            slot=slot,
+            num_centroids=min(pages.spec.centroids, pages.codebooks.capacity(slot)),
+            seed=book,
+            warm_from=warm_from if warm_from >= 0 else None,
+            iterations=self._policy.kmeans_iterations,
+            name=name,
+        )
+
+    def _read_back(self, pages: CodedPages, seen: PageRuns) -> Tensor:
+        """Some of these tokens, fp32 [tokens, heads, head_dim], not rotated."""
+        runs = seen.spread(self._policy.fit_tokens)
+        shape = (pages.num_heads, runs.num_tokens, pages.head_dim)
+        out = torch.empty(shape, dtype=torch.float32, device=pages.device)
+        decode(pages, runs, out, start=0, rope=None)
+        return out.transpose(0, 1)
 
     def _encode(
         self,
@@ -139,20 +178,8 @@ class PageStore:
         figures: SpanFigures | None,
         name: str,
     ) -> None:
-        """Fit the codebook if that is due, then store the rows with it."""
+        """Store the rows with the codebook of the span."""
         slot = int(span.slots[book])
-        if span.actions[book] != CodebookAction.REUSE:
-            warm_from = int(span.warm_from[book])
-            fit_codebook(
-                pages,
-                rows,
-                slot=slot,
-                num_centroids=min(pages.spec.centroids, pages.codebooks.capacity(slot)),
-                seed=book,
-                warm_from=warm_from if warm_from >= 0 else None,
-                iterations=self._kmeans_iterations,
-                name=name,
-            )
         seen = encode_span(pages, page_ids, rows, slot=slot, name=name)
         if figures is not None:
             figures.energy[book] = seen.energy.sum()

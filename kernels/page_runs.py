@@ -71,6 +71,17 @@ class PageRuns:
         kept = end > begin
         return PageRuns(self.page_id[kept], self.first_token[kept], begin[kept], end[kept])
 
+    def spread(self, num_tokens: int) -> "PageRuns":
+        """At most so many tokens: whole entries, evenly spread over all of them."""
+        if self.num_tokens <= num_tokens:
+            return self
+        longest = int((self.end - self.begin).max())
+        count = min(len(self.begin), num_tokens // longest)
+        chosen = np.linspace(0, len(self.begin) - 1, count).astype(np.int64)
+        return PageRuns(
+            self.page_id[chosen], self.first_token[chosen], self.begin[chosen], self.end[chosen]
+        )
+
 
 class PageSizes(Protocol):
     """What all pages say of themselves, however they store their rows."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
 from qvg_engine.block_manager.cache_layout import CacheLayout
+from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.format import get_format
@@ -30,14 +31,15 @@ class Cache:
         """Raises `ConfigError` if the memory does not hold a single page."""
         self.layout = cache_layout(family, config)
         num_pages = self.layout.num_pages_for(config.kv_memory)
-        codebooks = _open_codebooks(self.layout, config, num_pages)
+        policy = config.codebooks.for_streams(windowed=family.settings.window_frames is not None)
+        codebooks = _open_codebooks(self.layout, policy, num_pages, max_streams=config.max_streams)
         self.store = PageStore(
             self.layout,
             num_pages=num_pages,
             device=config.torch_device,
             dtype=config.torch_dtype,
             row_table=None if codebooks is None else codebooks.pool.row_table,
-            kmeans_iterations=config.codebooks.kmeans_iterations,
+            policy=policy,
         )
         self.block_manager = BlockManager(num_pages, config.page_size, codebooks=codebooks)
         self.workspace = Workspace(
@@ -135,14 +137,16 @@ def workspace_tokens(family: ModelFamily, config: EngineConfig) -> int:
     return min(FULL_HISTORY_WORKSPACE_TOKENS, window * family.tokens_per_frame)
 
 
-def _open_codebooks(layout: CacheLayout, config: EngineConfig, num_pages: int) -> Codebooks | None:
+def _open_codebooks(
+    layout: CacheLayout, policy: CodebookPolicy, num_pages: int, *, max_streams: int
+) -> Codebooks | None:
     budget = layout.budget
     if budget is None:
         return None
     specs = [page_format.codec for page_format in layout.coded_formats if page_format.codec]
     num_rows = layout.codebook_rows(num_pages)
     most_sets = num_rows // budget.min_rows
-    num_sets = max(1, min(most_sets, _SETS_PER_STREAM * config.max_streams))
+    num_sets = max(1, min(most_sets, _SETS_PER_STREAM * max_streams))
     sizes = CodebookSizes(
         num_books=layout.num_books,
         num_groups=layout.geometry.num_kv_heads * max(spec.stages for spec in specs),
@@ -152,4 +156,4 @@ def _open_codebooks(layout: CacheLayout, config: EngineConfig, num_pages: int) -
         max_rows=min(budget.max_rows, num_rows),
         num_rows=num_rows,
     )
-    return Codebooks(sizes, config.codebooks, num_pages=num_pages)
+    return Codebooks(sizes, policy, num_pages=num_pages)

@@ -79,7 +79,7 @@ class StepAttention:
                 strategy=self._strategy,
             )
             if item.commit is not None:
-                self._write(layer, item.commit, own_keys, own_values)
+                self._write(layer, item.commit, own_keys, own_values, item.pages)
         return output
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
@@ -93,7 +93,9 @@ class StepAttention:
             )
         return output
 
-    def _write(self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor) -> None:
+    def _write(
+        self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns
+    ) -> None:
         stored = commit.num_tokens
         if commit.span is not None:
             self.figures.setdefault(commit.commit_id, self._store.new_figures())
@@ -105,6 +107,7 @@ class StepAttention:
                 values=values[-stored:],
                 span=commit.span,
                 figures=self.figures.get(commit.commit_id),
+                seen=seen,
             )
         except NonFiniteError as error:
             # One stream's mistake: the others in the batch go on.

@@ -13,6 +13,7 @@ from numba import njit
 from torch import Tensor
 
 LARGEST = 448.0
+SMALLEST_NORMAL = 2.0**-6
 _LARGEST_CODE = 0x7E
 _NAN_CODE = 0x7F
 _MANTISSA_BITS = 3

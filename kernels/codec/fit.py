@@ -67,7 +67,7 @@ def fit_codebook(
             stage_seed = seed + (stage << 120)
             initial.copy_(kmeans.initial_centroids(residual, num_centroids, seed=stage_seed))
         if known:
-            initial[:, :known] = old[stage][:, :known].float()
+            initial[:, :known] = old[stage][:, :known]
         centroids = kmeans.fit(residual, initial, settings, name=name).centroids
         books.set_stage(slot, stage, centroids)
         stored = stage_centroids(pages, slot, stage)
@@ -81,9 +81,11 @@ def _fit_widths(books: Codebooks, residual: Tensor, slot: int) -> None:
     if not books.has_widths:
         return
     power = residual.double().square().mean(dim=1)
-    widths = power.sqrt()
-    floor = LEAST_WIDTH * power.mean(dim=1, keepdim=True).sqrt()
-    books.set_widths(slot, torch.maximum(widths, floor).float())
+    of_head = power.mean(dim=1, keepdim=True).sqrt()
+    widths = torch.maximum(power.sqrt(), LEAST_WIDTH * of_head)
+    if books.rows.dtype == torch.uint8:
+        widths = torch.where(of_head > 0, widths / of_head, 1.0)
+    books.set_widths(slot, widths.float())
 
 
 def _known_centroids(

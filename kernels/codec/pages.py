@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.codec.e4m3 import SMALLEST_NORMAL, from_e4m3, to_e4m3
 from qvg_engine.kernels.codec.spec import CodecSpec
 from qvg_engine.kernels.kmeans import MAX_CENTROIDS
 from qvg_engine.kernels.rope.layout import half_split_index
@@ -25,7 +26,7 @@ class Codebooks:
     A slot's first row are its widths, where there are any; the centroids of stage after stage
     follow. So codebooks of different sizes share one tensor.
 
-    rows: [rows, heads, head_dim].
+    rows: [rows, heads, head_dim]; uint8 is E4M3.
     row_table: int32 [slots, most rows of a slot], -1 behind a slot's last row; read only here.
     counts: how many centroids of each stage exist, int32 [slots]; 0 for an empty slot.
     num_stages, has_widths: what a codebook is made of.
@@ -51,24 +52,23 @@ class Codebooks:
         return min(MAX_CENTROIDS, num_rows // self.num_stages) if self.num_stages else 1
 
     def stage(self, slot: int, stage: int) -> Tensor:
-        """The centroids of one stage that exist: [heads, centroids, head_dim], a copy."""
-        return self.rows[self._stage_rows(slot, stage)].transpose(0, 1).contiguous()
+        """The centroids of one stage that exist: fp32 [heads, centroids, head_dim], a copy."""
+        return _widened(self.rows[self._stage_rows(slot, stage)]).transpose(0, 1).contiguous()
 
     def set_stage(self, slot: int, stage: int, centroids: Tensor) -> None:
         """Store fp32 [heads, centroids, head_dim], rounded and within the range of the type."""
-        largest = torch.finfo(self.rows.dtype).max
-        bounded = centroids.clamp(-largest, largest).to(self.rows.dtype)
-        self.rows[self._stage_rows(slot, stage)] = bounded.transpose(0, 1)
+        rows = _rounded(centroids, self.rows.dtype)
+        self.rows[self._stage_rows(slot, stage)] = rows.transpose(0, 1)
 
     def widths(self, slot: int) -> Tensor | None:
-        """The widths, [heads, head_dim], a copy; None where there are none."""
-        return self.rows[int(self.row_table[slot, 0])].clone() if self.has_widths else None
+        """The widths, fp32 [heads, head_dim], a copy; None where there are none."""
+        return _widened(self.rows[int(self.row_table[slot, 0])]) if self.has_widths else None
 
     def set_widths(self, slot: int, widths: Tensor) -> None:
         """Store fp32 [heads, head_dim], rounded and within the normal numbers of the type."""
-        info = torch.finfo(self.rows.dtype)
-        bounded = widths.clamp(info.smallest_normal, info.max)
-        self.rows[int(self.row_table[slot, 0])] = bounded.to(self.rows.dtype)
+        dtype = self.rows.dtype
+        least = SMALLEST_NORMAL if dtype == torch.uint8 else torch.finfo(dtype).smallest_normal
+        self.rows[int(self.row_table[slot, 0])] = _rounded(widths.clamp(min=least), dtype)
 
     def gather(self, slots: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
         """Codebooks side by side in fp32, for a kernel that looks things up.
@@ -86,7 +86,7 @@ class Codebooks:
                 stored = self.stage(slot, stage)
                 centroids[place, :, stage, : stored.shape[1]] = stored
             if self.has_widths and self.row_table[slot, 0] != NO_ROW:
-                widths[place] = self.rows[int(self.row_table[slot, 0])]
+                widths[place] = _widened(self.rows[int(self.row_table[slot, 0])])
         return centroids, widths
 
     def _stage_rows(self, slot: int, stage: int) -> Tensor:
@@ -211,7 +211,7 @@ def allocate_pages(
         codebooks=Codebooks(
             rows=torch.empty(
                 (row_table.size if num_rows is None else num_rows, num_heads, head_dim),
-                dtype=getattr(torch, spec.centroid_type),
+                dtype=_centroid_dtype(spec),
                 device=device,
             ),
             row_table=row_table,
@@ -222,3 +222,23 @@ def allocate_pages(
         spec=spec,
         channel_groups=channel_groups.astype(np.int32),
     )
+
+
+def _centroid_dtype(spec: CodecSpec) -> torch.dtype:
+    dtype: torch.dtype = (
+        torch.uint8 if spec.centroid_type == "e4m3" else getattr(torch, spec.centroid_type)
+    )
+    return dtype
+
+
+def _rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 as it is stored, within the range of the type."""
+    if dtype == torch.uint8:
+        return to_e4m3(numbers)
+    largest = torch.finfo(dtype).max
+    return numbers.clamp(-largest, largest).to(dtype)
+
+
+def _widened(stored: Tensor) -> Tensor:
+    """What is stored as fp32, a new tensor."""
+    return from_e4m3(stored) if stored.dtype == torch.uint8 else stored.to(torch.float32, copy=True)

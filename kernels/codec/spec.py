@@ -24,7 +24,7 @@ with sixteen, on groups of 16 and 64 from normal, Laplace and t (3 degrees) dist
 MAX_STAGES, MAX_CENTROIDS, MAX_GROUP, MAX_LEVEL = 8, 256, 65_536, 64.0
 
 _SCALE_BYTES = {"e4m3": 1, "float16": 2}
-_CENTROID_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_CENTROID_BYTES = {"e4m3": 1, "float16": 2, "bfloat16": 2, "float32": 4}
 
 
 class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,7 +50,9 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
       last, from the levels that were best for it; the row with the least error wins.
     * `scale_type`: "e4m3" or "float16", both saturating; scales are rounded before they are used.
     * `channel_widths`: whether a codebook has a width for every channel of every head.
-    * `centroid_type`: of centroids and widths: "float16", "bfloat16" or "float32".
+    * `centroid_type`: of centroids and widths: "e4m3", "float16", "bfloat16" or "float32", all
+      saturating. Ids are of the centroids as they are stored, so what rounding them takes away is
+      left to the codes. In a byte, widths are relative to the head's root mean square.
 
     Raises `ConfigError` naming field, value and range.
     """
@@ -63,7 +65,7 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scale_rule: Literal["absmax", "searched"]
     scale_type: Literal["e4m3", "float16"]
     channel_widths: bool
-    centroid_type: Literal["float16", "bfloat16", "float32"]
+    centroid_type: Literal["e4m3", "float16", "bfloat16", "float32"]
     trellis: bool = False
 
     def __post_init__(self) -> None:
@@ -144,10 +146,15 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Bits of codes, scales and ids an element, without codebooks."""
         return 8 * self.row_bytes(head_dim) / head_dim
 
+    @property
+    def centroid_bytes(self) -> int:
+        """Bytes of one number of a codebook."""
+        return _CENTROID_BYTES[self.centroid_type]
+
     def codebook_bytes(self, heads: int, head_dim: int, centroids: int) -> int:
         """Bytes of one codebook: `centroids` a stage, and the widths."""
         rows = self.stages * centroids + self.channel_widths
-        return heads * head_dim * rows * _CENTROID_BYTES[self.centroid_type]
+        return heads * head_dim * rows * self.centroid_bytes
 
 
 def _threshold(low: float, high: float) -> float:
@@ -212,7 +219,7 @@ _TRELLIS = CodecSpec(
     scale_rule="searched",
     scale_type="e4m3",
     channel_widths=True,
-    centroid_type="float16",
+    centroid_type="e4m3",
     trellis=True,
 )
 

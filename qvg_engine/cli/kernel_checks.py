@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
-from qvg_engine.block_manager.codebook_policy import CodebookAction, SpanPlan
+from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.format import FORMATS, CacheGeometry, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
@@ -114,7 +114,7 @@ def _make_pages(device: str, format_name: str, *, keys: Tensor, values: Tensor) 
         device=device,
         dtype=torch.float32,
         row_table=np.arange(num_rows, dtype=np.int32)[None] if num_rows else None,
-        kmeans_iterations=2,
+        policy=CodebookPolicy(kmeans_iterations=2),
     )
     books = layout.num_books
     span = SpanPlan(

@@ -8,7 +8,6 @@ that lives are compared at the same bits.
 
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.block_manager.codebook_budget import ROW_BITS, CodebookBudget
+from qvg_engine.block_manager.codebook_budget import CodebookBudget
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSet, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.format import PageFormat
@@ -32,7 +31,6 @@ from qvg_engine.kernels.codec import (
     fit_codebook,
     half_split_groups,
 )
-from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.quality.stored import PAGE_SIZE
 
@@ -47,14 +45,12 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     * `fit_chunks`: chunks that a codebook is fitted to: the one that it is first used for, and so
       many less one before it, as they were stored, as far as they are kept. None: all the chunks
       that it will have served, which an engine would have to wait for.
-    * `centroid_bits`: of a channel of a centroid: 16 as in the engine, or 8, which are E4M3.
     """
 
     serves: int | None = None
     policy: CodebookPolicy = CodebookPolicy()
     warm: bool = True
     fit_chunks: int | None = 1
-    centroid_bits: Literal[8, 16] = 16
 
     def __post_init__(self) -> None:
         assert self.serves is None or self.serves >= 1, self.serves
@@ -102,10 +98,11 @@ def codebook_centroids(
         max_live=1,
         min_rows=page_format.codebook_rows(1),
         max_rows=page_format.most_codebook_rows,
+        row_bits=8 * spec.centroid_bytes,
     )
     live = life.live(kept_chunks=kept, num_chunks=chunks)
     rows = budget.total_rows(tokens) // live
-    centroids = ROW_BITS * (rows - spec.channel_widths) // (life.centroid_bits * spec.stages)
+    centroids = (rows - spec.channel_widths) // spec.stages
     return max(0, min(spec.centroids, centroids))
 
 
@@ -115,7 +112,7 @@ def codebook_bits(
     """Bits an element of a life's codebooks of so many centroids; see `codebook_centroids`."""
     spec = page_format.codec
     assert spec is not None
-    bits = spec.stages * centroids * life.centroid_bits + spec.channel_widths * ROW_BITS
+    bits = 8 * spec.centroid_bytes * (spec.stages * centroids + spec.channel_widths)
     return life.live(kept_chunks=kept, num_chunks=chunks) * bits / tokens
 
 
@@ -201,7 +198,6 @@ class _Book:
                 warm_from=warm_from if warm_from >= 0 else None,
                 iterations=self._life.policy.kmeans_iterations,
             )
-            self._round_centroids(slot)
             self._fits += 1
         fitted = time.process_time()
         pages = np.arange(self._first_page[chunk], self._first_page[chunk + 1])
@@ -252,12 +248,6 @@ class _Book:
         own = self._tokens(chunk, chunk + 1)
         oldest = max(0, chunk + 1 - min(kept_chunks, self._life.fit_chunks))
         return torch.cat([self._decoded(oldest, chunk), own])
-
-    def _round_centroids(self, slot: int) -> None:
-        books = self._pages.codebooks
-        for stage in range(books.num_stages if self._life.centroid_bits == 8 else 0):
-            coarse = from_e4m3(to_e4m3(books.stage(slot, stage).float()))
-            books.set_stage(slot, stage, coarse)
 
     def _tokens(self, first: int, stop: int) -> Tensor:
         return self._rows[int(self._starts[first]) : int(self._starts[stop])]

@@ -22,6 +22,7 @@ def budgets(draw: st.DrawFn) -> CodebookBudget:
         max_live=draw(st.integers(1, 16)),
         min_rows=min_rows,
         max_rows=min_rows + draw(st.integers(0, 1000)),
+        row_bits=draw(st.sampled_from([8, 12, 16, 32])),
     )
 
 
@@ -36,10 +37,10 @@ def test_the_overhead_is_kept_and_used(budget: CodebookBudget, num_tokens: int) 
     else:
         assert (slots, rows) == (1, budget.min_rows)
     if rows < budget.max_rows:
-        larger = Fraction(16 * slots * (rows + 1), num_tokens)
+        larger = Fraction(budget.row_bits) * slots * (rows + 1) / num_tokens
         assert larger > budget.overhead, "another row would be within the overhead"
     if slots < budget.max_live:
-        more = Fraction(16 * (slots + 1) * budget.min_rows, num_tokens)
+        more = Fraction(budget.row_bits) * (slots + 1) * budget.min_rows / num_tokens
         assert more > budget.overhead, "another slot would be within the overhead"
 
 
@@ -48,7 +49,10 @@ def test_the_smallest_codebook_alone_may_cost_more(budget: CodebookBudget) -> No
     least = budget.least_tokens
     assert budget.bits_per_element(least) <= budget.overhead
     if least > 1:
-        assert Fraction(16 * budget.rows_per_set(least - 1), least - 1) > budget.overhead
+        assert (
+            Fraction(budget.row_bits) * budget.rows_per_set(least - 1) / (least - 1)
+            > budget.overhead
+        )
     assert budget.rows_per_set(0) == 0
 
 
@@ -83,9 +87,10 @@ def test_bytes_that_are_reserved_are_within_the_overhead(
     assert layout.budget is not None
     reserved = layout.budget.rows_per_set(num_tokens) * layout.codebook_row_bytes
     elements = geometry.elements(num_tokens) * len(layout.coded_formats)
-    specs = [FORMATS[name].codec for name in (key, value)]
-    smallest = [spec.codebook_bytes(2, head_dim, 1) for spec in specs if spec is not None]
-    floor = geometry.num_layers * len(smallest) * max(smallest)
+    specs = [spec for name in (key, value) if (spec := FORMATS[name].codec) is not None]
+    # A row of the pool is a row of K and of V: the larger of the two smallest codebooks.
+    rows = max(spec.stages + spec.channel_widths for spec in specs)
+    floor = geometry.elements(1) * rows * sum(spec.centroid_bytes for spec in specs)
     assert reserved <= max(Fraction(overhead) * elements / 8, Fraction(floor))
 
 
@@ -99,7 +104,7 @@ def test_streams_that_share_the_pages_share_the_rows(
 
 
 def test_short_videos_have_fewer_codebooks() -> None:
-    budget = CodebookBudget(overhead=0.33, max_live=2, min_rows=2, max_rows=257)
+    budget = CodebookBudget(overhead=0.33, max_live=2, min_rows=2, max_rows=257, row_bits=16)
     sizes = [(budget.num_slots(n), budget.rows_per_slot(n)) for n in (1, 97, 193, 194, 3072)]
     assert sizes == [(1, 2), (1, 2), (1, 3), (2, 2), (2, 31)]
     assert budget.least_tokens == 97
@@ -107,6 +112,7 @@ def test_short_videos_have_fewer_codebooks() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("overhead", 0.0), ("max_live", 17)])
 def test_settings_are_checked(field: str, value: float) -> None:
-    settings = {"overhead": 0.3, "max_live": 2, "min_rows": 1, "max_rows": 9} | {field: value}
+    settings = {"overhead": 0.3, "max_live": 2, "min_rows": 1, "max_rows": 9, "row_bits": 8}
+    settings |= {field: value}
     with pytest.raises(ConfigError, match=str(value)):
         CodebookBudget(**settings)  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ def test_the_first_span_fits_and_the_next_ones_reuse(history: CodebookHistory) -
         plan = decide(history, first.slots)
         assert (plan.actions == REUSE).all()
         assert np.array_equal(plan.slots, first.slots)
-        record(history, plan, 0.12)
+        record(history, plan, 0.109)
     assert (history.num_spans[:, 1] == 6).all()
 
 
@@ -81,6 +81,23 @@ def test_a_codebook_that_explains_less_is_fitted_anew(history: CodebookHistory) 
     assert (plan.slots == 3).all()
     assert (plan.warm_from == 1).all()
     assert (decide(history, first.slots, refit_residual=1.5).actions == REUSE).all()
+
+
+def test_a_codebook_serves_some_spans_first(history: CodebookHistory) -> None:
+    first = decide(history, None)
+    record(history, first, 0.1)
+    for served in range(1, 7):
+        actions = decide(history, first.slots, min_spans=4).actions
+        assert (actions == (REFIT if served >= 4 else REUSE)).all()
+        record(history, decide(history, first.slots, refit_residual=100), 0.5)
+
+
+def test_streams_that_keep_everything_wait_longer() -> None:
+    policy = CodebookPolicy()
+    assert policy.for_streams(windowed=True).min_spans == 1
+    assert policy.for_streams(windowed=False).min_spans == 8
+    chosen = CodebookPolicy(min_spans=3)
+    assert chosen.for_streams(windowed=False) == chosen.for_streams(windowed=True) == chosen
 
 
 def test_no_free_slot_means_reuse(history: CodebookHistory) -> None:

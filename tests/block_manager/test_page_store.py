@@ -3,9 +3,12 @@ import pytest
 import torch
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
+from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.format import CacheGeometry, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.codec import CodedPages
+from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention import PlainPages
 
 GEOMETRY = CacheGeometry(num_layers=2, num_kv_heads=3, head_dim=64)
@@ -105,6 +108,41 @@ def test_write_takes_rows_that_are_not_contiguous() -> None:
     key_data, value_data = plain(store, 0)
     assert torch.equal(key_data[3].transpose(0, 1), keys[:64])
     assert torch.equal(value_data[0, :, :36].transpose(0, 1), values[64:])
+
+
+@pytest.mark.parametrize("fit_tokens", [0, 64, 8192])
+def test_a_codebook_is_fitted_to_tokens_before_its_own(fit_tokens: int) -> None:
+    """It then knows places that its own span does not visit."""
+    store = PageStore(
+        make_layout(key_format="q2", value_format="q2"),
+        num_pages=6,
+        device="cpu",
+        dtype=torch.float32,
+        row_table=np.arange(14, dtype=np.int32).reshape(2, 7),
+        policy=CodebookPolicy(fit_tokens=fit_tokens),
+    )
+    places = 10 * torch.randn(2, 3, 64)
+    before, after = (place + 0.1 * torch.randn(128, 3, 64) for place in places)
+
+    def write(first_page: int, rows: torch.Tensor, slot: int) -> None:
+        books = store.layout.num_books
+        span = SpanPlan(
+            np.full(books, CodebookAction.FIT, np.int8),
+            np.full(books, slot, np.int32),
+            np.full(books, -1, np.int32),
+        )
+        seen = PageRuns(*np.array([[0, 1], [0, 64], [0, 0], [64, 64]])) if first_page else None
+        pages = np.arange(first_page, first_page + 2, dtype=np.int32)
+        store.write(0, pages, keys=rows, values=rows, span=span, seen=seen)
+
+    write(0, before, 0)
+    write(2, after, 1)
+    keys = store.layer(0).keys
+    assert isinstance(keys, CodedPages)
+    centroids = keys.codebooks.stage(1, 0)
+    for place, is_known in ((places[0], fit_tokens > 0), (places[1], True)):
+        nearest = torch.cdist(place[:, None], centroids).amin(dim=2)
+        assert ((nearest < 0.1 * place.norm(dim=1, keepdim=True)).all()) == is_known
 
 
 def test_budget_buys_as_many_pages_as_fit() -> None:

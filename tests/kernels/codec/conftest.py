@@ -16,6 +16,7 @@ from qvg_engine.kernels.codec import (
     allocate_pages,
     consecutive_slots,
 )
+from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
 
 SPECS: dict[str, CodecSpec] = {
     **{name: msgspec.structs.replace(spec, centroids=9) for name, spec in PRESETS.items()},
@@ -50,6 +51,7 @@ SPECS: dict[str, CodecSpec] = {
         )
         for bits in (1, 2, 4)
     },
+    "wide centroids": msgspec.structs.replace(PRESETS["q1"], centroid_type="float16"),
     # Nothing but the sizes is that of a preset; no channel has a level at zero, or of few bits.
     "odd": CodecSpec(
         stages=3,
@@ -136,7 +138,8 @@ def make_pages() -> Callable[..., CodedPages]:
         )
         for x in (pages.codes, pages.ids, pages.scales):
             x.view(torch.uint8).fill_(255)
-        pages.codebooks.rows.fill_(torch.nan)
+        # In E4M3, too, this is NaN.
+        pages.codebooks.rows.view(torch.uint8).fill_(255)
         for slot in range(books):
             # Not all of the centroids exist.
             pages.codebooks.counts[slot] = spec.centroids - slot
@@ -148,3 +151,10 @@ def make_pages() -> Callable[..., CodedPages]:
         return pages
 
     return make
+
+
+def as_stored(numbers: Tensor, spec: CodecSpec) -> Tensor:
+    """fp32 numbers as centroids, and so widths, are read back."""
+    if spec.centroid_type == "e4m3":
+        return from_e4m3(to_e4m3(numbers))
+    return numbers.to(getattr(torch, spec.centroid_type)).float()

@@ -10,6 +10,7 @@ from torch import Tensor
 from qvg_engine.errors import ConfigError, NonFiniteError
 from qvg_engine.kernels import kmeans
 from qvg_engine.kernels.codec import PRESETS, CodecSpec, CodedPages, encode_span, fit_codebook
+from tests.kernels.codec.conftest import as_stored
 
 MakePages = Callable[..., CodedPages]
 
@@ -38,11 +39,12 @@ def test_the_first_stage_is_k_means_rounded_once(make_pages: MakePages, spec: Co
     initial = kmeans.initial_centroids(points, 5, seed=3)
     expected = kmeans.fit(points, initial, kmeans.KMeansSettings(iterations=4)).centroids
     stored = pages.codebooks.stage(1, 0)
-    assert torch.equal(stored, expected.to(stored.dtype))
+    assert torch.equal(stored, as_stored(expected, spec))
     assert pages.codebooks.counts.tolist() == [0, 5, 0]
     books = pages.codebooks
-    assert books.rows[books.row_table[[0, 2]].ravel()].isnan().all()
-    assert books.rows[books.row_table[1, books.has_widths + 5 :]].isnan().all()
+    untouched = books.row_table[[0, 2]].ravel(), books.row_table[1, books.has_widths + 5 :]
+    for rows_left in untouched:
+        assert (books.rows[rows_left].view(torch.uint8) == 255).all()
 
 
 def test_later_stages_are_fitted_to_what_the_stored_centroids_leave(
@@ -77,19 +79,24 @@ def test_every_stage_leaves_less(make_pages: MakePages) -> None:
     assert left[3] < 0.8 * left[1] < 0.8 * left[0]
 
 
-def test_widths_are_the_root_mean_square_of_what_is_left(make_pages: MakePages) -> None:
-    spec = msgspec.structs.replace(PRESETS["q2"], stages=0)
+@pytest.mark.parametrize("centroid_type", ["float16", "e4m3"])
+def test_widths_are_the_root_mean_square_of_what_is_left(
+    make_pages: MakePages, centroid_type: str
+) -> None:
+    spec = msgspec.structs.replace(PRESETS["q2"], stages=0, centroid_type=centroid_type)
     pages = make_pages(spec, books=0)
     rows = torch.randn(500, 2, 64) * torch.rand(2, 64).add(0.1)
     rows[:, 1, 5] = 0
     fit(pages, rows, slot=2)
     stored = pages.codebooks.widths(2)
     assert stored is not None
-    widths = stored.float()
     power = rows.double().square().mean(dim=0)
-    expected = power.sqrt()
-    expected[1, 5] = power[1].mean().sqrt() / 64
-    torch.testing.assert_close(widths, expected.float(), rtol=2**-11, atol=0)
+    expected, of_head = power.sqrt(), power.mean(dim=1, keepdim=True).sqrt()
+    expected[1, 5] = of_head[1, 0] / 64
+    if centroid_type == "e4m3":
+        expected /= of_head
+    rounding = 2**-4 if centroid_type == "e4m3" else 2**-11
+    torch.testing.assert_close(stored, expected.float(), rtol=rounding, atol=0)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6, 1e6, 1e30])
@@ -160,7 +167,7 @@ def test_rows_that_are_not_finite_are_refused_and_leave_no_trace(make_pages: Mak
     with pytest.raises(NonFiniteError, match=r"^values of layer 2: "):
         fit(pages, rows, name="values of layer 2")
     assert pages.codebooks.counts.tolist() == [0, 0, 0]
-    assert pages.codebooks.rows.isnan().all()
+    assert (pages.codebooks.rows.view(torch.uint8) == 255).all()
 
 
 def test_wrong_iterations_are_refused_and_leave_no_trace(make_pages: MakePages) -> None:

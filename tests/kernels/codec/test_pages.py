@@ -12,6 +12,7 @@ from qvg_engine.kernels.codec import (
     half_split_groups,
 )
 from qvg_engine.kernels.rope.layout import to_half_split
+from tests.kernels.codec.conftest import as_stored
 
 
 @pytest.mark.parametrize("head_dim", [64, 192])
@@ -117,18 +118,18 @@ def test_codebooks_of_different_sizes_share_the_rows(spec: CodecSpec) -> None:
         device="cpu",
     )
     books = pages.codebooks
-    books.rows.fill_(torch.nan)
+    books.rows.view(torch.uint8).fill_(255)
     kept = {}
     for slot, count in ((2, 1), (0, 2), (1, 4)):
         if spec.stages:
             assert books.capacity(slot) == count
         books.counts[slot] = count
         for stage in range(spec.stages):
-            kept[slot, stage] = torch.randn(2, count, 64).to(books.rows.dtype)
-            books.set_stage(slot, stage, kept[slot, stage].float())
+            kept[slot, stage] = as_stored(torch.randn(2, count, 64), spec)
+            books.set_stage(slot, stage, kept[slot, stage])
         if spec.channel_widths:
-            kept[slot, -1] = (torch.rand(2, 64) + 0.5).to(books.rows.dtype)
-            books.set_widths(slot, kept[slot, -1].float())
+            kept[slot, -1] = as_stored(torch.rand(2, 64) + 0.5, spec)
+            books.set_widths(slot, kept[slot, -1])
     centroids, widths = books.gather(np.array([1, 2]))
     for (slot, stage), values in kept.items():
         stored = books.widths(slot) if stage < 0 else books.stage(slot, stage)
@@ -136,5 +137,5 @@ def test_codebooks_of_different_sizes_share_the_rows(spec: CodecSpec) -> None:
         assert torch.equal(stored, values)
         if slot:
             gathered = widths[slot - 1] if stage < 0 else centroids[slot - 1, :, stage]
-            assert torch.equal(gathered[:, : values.shape[1]], values.float())
-    assert books.rows[int(order[-1])].isnan().all()
+            assert torch.equal(gathered[:, : values.shape[1]], values)
+    assert (books.rows[int(order[-1])].view(torch.uint8) == 255).all()

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import msgspec
 import numpy as np
 import pytest
@@ -80,22 +82,22 @@ def test_a_policy_has_as_many_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["q2", "q1", "qvg", "qvg-pro"])
-@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("serves", [None, 1, 8])
-def test_the_budget_is_kept_and_used(name: str, bits: int, serves: int | None) -> None:
+def test_the_budget_is_kept_and_used(name: str, serves: int | None) -> None:
     page_format = get_format(name)
     spec = page_format.codec
     assert spec is not None
-    life = Life(serves=serves, centroid_bits=bits)  # type: ignore[arg-type]
+    bits = 8 * spec.centroid_bytes
+    life = Life(serves=serves)
     held = {"kept": 16, "chunks": 98, "tokens": 3072}
     found = codebook_centroids(page_format, life, overhead=0.33, **held)
     live = life.live(kept_chunks=16, num_chunks=98)
     if not found:
-        assert live * (spec.stages + 1) * 16 / 3072 > 0.33
+        assert live * (spec.stages + 1) * bits / 3072 > 0.33
         return
     assert codebook_bits(page_format, life, found, **held) <= 0.33
-    # A row of 16 bits is the unit that slots are made of.
-    assert codebook_bits(page_format, life, found + 1, **held) > 0.33 - live * 16 / 3072
+    # A row is the unit that slots are made of.
+    assert codebook_bits(page_format, life, found + 1, **held) > 0.33 - live * bits / 3072
 
 
 def test_the_engine_gives_as_many_centroids() -> None:
@@ -170,9 +172,15 @@ def test_chunks_that_were_dropped_are_not_fitted_to() -> None:
 
 def test_coarse_centroids_cost_little() -> None:
     rows = drawn_rows(3)
+    assert Q2.codec is not None
+    types: tuple[Literal["float16", "e4m3"], ...] = ("float16", "e4m3")
+    formats = [
+        PageFormat(name="q2", codec=msgspec.structs.replace(Q2.codec, centroid_type=name))
+        for name in types
+    ]
     fine, coarse = (
-        squared_error(stored(rows, Life(serves=3, centroid_bits=bits), kept=3).decoded, rows)
-        for bits in (16, 8)
+        squared_error(stored(rows, Life(serves=3), kept=3, page_format=page_format).decoded, rows)
+        for page_format in formats
     )
     assert fine != coarse
     assert coarse < 1.1 * fine
