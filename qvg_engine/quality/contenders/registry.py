@@ -7,8 +7,8 @@
   points are float16, `-e4m3` has them in a byte; `-searched` tries narrower ranges for the least
   squared error, which the published methods do not.
 * Changes of `four`, `signs` and `ternary`, and of the presets `q2` and `q1`, whatever these are,
-  that an engine does not have: `-hadamard` rotates before clustering, `-fp8-centroids` and
-  `-int8-centroids` store those in a byte, `-aware` tries four centroids a stage for the least final
+  that an engine does not have: `-hadamard` rotates before clustering, `-fp16-centroids`,
+  `-fp8-centroids`, `-fp8-scaled-centroids` and `-int8-centroids` store those otherwise, `-aware` tries four centroids a stage for the least final
   error, `-refit` fits centroids to codes, `-channels64` has scales of a channel for 64 tokens.
 """
 
@@ -20,6 +20,7 @@ from qvg_engine.kernels.codec import PRESETS, CodecSpec
 from qvg_engine.quality.comparison import QUALITY_FORMATS, without_centroids
 from qvg_engine.quality.contender import Contender
 from qvg_engine.quality.contenders.asymmetric import AsymmetricGrid
+from qvg_engine.quality.contenders.centroids import CentroidType
 from qvg_engine.quality.contenders.format import FormatContender
 from qvg_engine.quality.contenders.residual import ChannelGroups, TokenGroups
 from qvg_engine.quality.contenders.rotated import RotatedContender
@@ -106,18 +107,34 @@ def _changes(name: str, codec: CodecSpec, *, trits: bool = False) -> list[Conten
         name=name,
         residual=TokenGroups(spec=without_centroids(codec), trits=trits),
         stages=codec.stages,
+        centroid_type=_type_of(codec),
     )
     aware = _replace(plain, name=f"{name}-aware", candidates=_CANDIDATES)
     refit = _replace(plain, name=f"{name}-refit", refits=_REFITS)
     return [aware, refit, _replace(aware, name=f"{name}-aware-refit", refits=_REFITS)]
 
 
-def _bytes_for_centroids(name: str, codec: CodecSpec) -> list[Contender]:
-    residual = TokenGroups(spec=without_centroids(codec))
-    fp8 = SmoothedContender(
-        name=f"{name}-fp8-centroids", residual=residual, stages=codec.stages, centroid_type="e4m3"
+def _type_of(codec: CodecSpec) -> CentroidType:
+    assert codec.centroid_type in ("float16", "e4m3"), codec
+    return codec.centroid_type
+
+
+def _centroid_types(name: str, codec: CodecSpec) -> list[Contender]:
+    """The same with other numbers for centroids; widths stay."""
+    plain = SmoothedContender(
+        name=name, residual=TokenGroups(spec=without_centroids(codec)), stages=codec.stages
     )
-    return [fp8, _replace(fp8, name=f"{name}-int8-centroids", centroid_type="int8")]
+    types: dict[str, CentroidType] = {
+        "fp16": "float16",
+        "fp8": "e4m3",
+        "fp8-scaled": "e4m3-scaled",
+        "int8": "int8",
+    }
+    return [
+        _replace(plain, name=f"{name}-{label}-centroids", centroid_type=centroid_type)
+        for label, centroid_type in types.items()
+        if centroid_type != codec.centroid_type
+    ]
 
 
 def _channel_groups(name: str, codec: CodecSpec) -> list[Contender]:
@@ -153,7 +170,7 @@ def _studies() -> list[Contender]:
         *(
             item
             for name in ("four", "signs-2stages", "q2", "q1")
-            for item in _bytes_for_centroids(name, coded[name])
+            for item in _centroid_types(name, coded[name])
         ),
         *(
             item

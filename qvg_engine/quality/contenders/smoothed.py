@@ -20,8 +20,8 @@ _ID_BITS = 8
 class SmoothedContender(msgspec.Struct, frozen=True, kw_only=True):
     """Stages of k-means, and a format of what they leave; each stage is fitted as the engine does.
 
-    With centroids in float16, one candidate, no refits and `TokenGroups` it stores what a page
-    format of the same settings does.
+    With one candidate, no refits and `TokenGroups` it stores what a page format of the same
+    settings does.
 
     * `residual`: how the residual of the last stage is stored.
     * `stages`: 1 to 8.

@@ -3,6 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
+from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
 from qvg_engine.quality.contenders.centroids import CENTROID_BITS, CentroidType, stored_centroids
 from tests.qvg_engine.quality.contenders.conftest import normal_rows
 
@@ -23,16 +24,21 @@ def test_float16_saturates() -> None:
     assert torch.equal(stored, x.clamp(-65504, 65504).half().float())
 
 
-def test_e4m3_is_relative_in_every_channel() -> None:
+def test_e4m3_is_that_of_the_engine() -> None:
     x = centroids()
-    stored = stored_centroids(x, "e4m3")
+    assert torch.equal(stored_centroids(x, "e4m3"), from_e4m3(to_e4m3(x)))
+
+
+def test_scaled_e4m3_is_relative_in_every_channel() -> None:
+    x = centroids()
+    stored = stored_centroids(x, "e4m3-scaled")
     peak = x.abs().amax(dim=1, keepdim=True)
     # Half a unit of three bits of mantissa, or of the smallest number there is.
     bound = torch.maximum(x.abs() * 2**-4, peak * 2**-17)
     assert ((stored - x).abs() <= bound).all()
     assert not torch.equal(stored, x)
     # A power of two changes nothing.
-    assert torch.equal(stored_centroids(x * 8, "e4m3"), stored * 8)
+    assert torch.equal(stored_centroids(x * 8, "e4m3-scaled"), stored * 8)
 
 
 def test_int8_has_256_even_levels_in_every_channel() -> None:

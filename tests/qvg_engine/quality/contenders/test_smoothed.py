@@ -55,9 +55,12 @@ def test_without_any_change_it_is_the_page_format(name: str, is_key: bool) -> No
         ("signs-2stages-refit", 16 + 2 + 2, 2 * 8 * 16 + 16),
         ("ternary", 26 + 2 + 1, 8 * 16 + 16),
         ("ternary-2stages", 26 + 2 + 2, 2 * 8 * 16 + 16),
-        ("four-fp8-centroids", 32 + 2 + 1, 8 * 8 + 8 + 16),
+        ("four-fp8-centroids", 32 + 2 + 1, 8 * 8 + 16),
+        ("four-fp8-scaled-centroids", 32 + 2 + 1, 8 * 8 + 8 + 16),
+        ("q2-aware", 32 + 2 + 1, 8 * 8 + 8),
+        ("q2-fp16-centroids", 32 + 2 + 1, 8 * 16 + 8),
         ("four-int8-centroids", 32 + 2 + 1, 8 * 8 + 32 + 16),
-        ("signs-2stages-fp8-centroids", 16 + 2 + 2, 2 * (8 * 8 + 8) + 16),
+        ("signs-2stages-fp8-scaled-centroids", 16 + 2 + 2, 2 * (8 * 8 + 8) + 16),
     ],
 )
 def test_every_bit_is_counted(name: str, bits: int, shared: int) -> None:
@@ -124,13 +127,14 @@ def test_two_stages_lose_less_than_one() -> None:
 
 def test_centroids_of_a_byte_cost_little() -> None:
     rows = clustered_rows()
-    half, int8, fp8 = (
-        squared_error(trip(name, rows).rows, rows)
-        for name in ("four", "four-int8-centroids", "four-fp8-centroids")
+    half, int8, fp8, scaled = (
+        squared_error(trip(f"four{change}", rows).rows, rows)
+        for change in ("", "-int8-centroids", "-fp8-centroids", "-fp8-scaled-centroids")
     )
     assert half != int8
     assert int8 < 1.01 * half
     assert half < fp8 < 1.1 * half
+    assert half < scaled < 1.1 * half
 
 
 def test_fewer_tokens_than_centroids() -> None:
