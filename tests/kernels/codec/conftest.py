@@ -94,6 +94,11 @@ def spec(request: pytest.FixtureRequest) -> CodecSpec:
     return SPECS[request.param]
 
 
+@pytest.fixture
+def all_specs() -> dict[str, CodecSpec]:
+    return SPECS
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -123,6 +128,7 @@ def make_pages() -> Callable[..., CodedPages]:
         num_slots: int = 3,
         books: int = 3,
         channel_groups: NDArray[np.int32] | None = None,
+        refinement_pages: int = 0,
     ) -> CodedPages:
         pages = allocate_pages(
             spec,
@@ -133,9 +139,13 @@ def make_pages() -> Callable[..., CodedPages]:
             row_table=consecutive_slots(spec, num_slots),
             device="cpu",
             channel_groups=channel_groups,
+            refinement_pages=refinement_pages,
         )
         for x in (pages.codes, pages.ids, pages.scales):
             x.view(torch.uint8).fill_(255)
+        if pages.refinement is not None:
+            pages.refinement.codes.fill_(255)
+            pages.refinement.scales.fill_(255)
         pages.codebooks.rows.fill_(torch.nan)
         for slot in range(books):
             # Not all of the centroids exist.
