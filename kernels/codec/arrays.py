@@ -32,13 +32,41 @@ class PageArrays(NamedTuple):
     has_widths: Any
 
 
+class RefinementArrays(NamedTuple):
+    """The arrays of a refinement, over the same memory.
+
+    page_of: int32 [pages]; pages: `PageArrays` of the refinement pages.
+    """
+
+    page_of: Any
+    pages: Any
+
+
 def page_arrays(pages: CodedPages) -> PageArrays:
     """The arrays of pages on the CPU, made once for each of them."""
-    if pages.arrays:
-        arrays: PageArrays = pages.arrays[0]
-        return arrays
+    arrays: PageArrays = _all_arrays(pages)[0]
+    return arrays
+
+
+def refinement_arrays(pages: CodedPages) -> RefinementArrays | None:
+    """The arrays of their refinement, None where there is none; made once, too."""
+    arrays: RefinementArrays | None = _all_arrays(pages)[1]
+    return arrays
+
+
+def _all_arrays(pages: CodedPages) -> list[Any]:
+    if not pages.arrays:
+        refinement = pages.refinement
+        refined = None
+        if refinement is not None:
+            refined = RefinementArrays(refinement.page_of, page_arrays(pages.refinement_pages()))
+        pages.arrays.extend((_make(pages), refined))
+    return pages.arrays
+
+
+def _make(pages: CodedPages) -> PageArrays:
     spec, books = pages.spec, pages.codebooks
-    made = PageArrays(
+    return PageArrays(
         codes=as_elements(pages.codes),
         ids=as_elements(pages.ids),
         scales=as_elements(pages.scales),
@@ -53,8 +81,6 @@ def page_arrays(pages: CodedPages) -> PageArrays:
         counts=books.counts,
         has_widths=books.has_widths,
     )
-    pages.arrays.append(made)
-    return made
 
 
 def _plane_groups(pages: CodedPages) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from torch import Tensor
 
-from qvg_engine.kernels.codec.arrays import page_arrays
+from qvg_engine.kernels.codec.arrays import page_arrays, refinement_arrays
 from qvg_engine.kernels.codec.cpu_trellis import load_words, unpack_row
 from qvg_engine.kernels.codec.cpu_vectors import (
     LANES,
@@ -218,8 +218,41 @@ def _add_centroids(ids: Any, centroids: Any, begin: Any, end: Any, rows: Any) ->
 
 
 @njit(nogil=True, cache=True)
+def _refine_rows(
+    refinement: Any,
+    books: Any,
+    entry: Any,
+    page: Any,
+    head: Any,
+    begin: Any,
+    end: Any,
+    scratch: Any,
+) -> None:
+    """Add the slots [begin, end) of a page's refinement to the first rows of the scratch."""
+    pages, refined = refinement.pages, np.int64(refinement.page_of[page])
+    packed, stored = pages.codes[refined, head], pages.scales[refined, head]
+    width, rows = books.widths[books.of_entry[entry], head], scratch.rows
+    is_usual = pages.bits == 2 and pages.trellis and pages.plane_groups[0] >= 0
+    if is_usual and packed.shape[1] % LANES == 0:
+        plane_scale, levels = scratch.scale, pages.levels
+        for slot in range(begin, end):
+            for plane in range(pages.plane_groups.shape[0]):
+                plane_scale[plane] = read(stored[slot, pages.plane_groups[plane]])
+            # What a row is by now takes the place of the centroid.
+            row = rows[slot - begin]
+            fill_two_bits_of_trellis(packed[slot], levels, plane_scale, width, row, row)
+        return
+    own = _make_scratch(pages)
+    _fill_by_channel(pages, packed, stored, width, begin, end, own)
+    for row in range(end - begin):
+        for i in range(rows.shape[1]):
+            rows[row, i] += own.rows[row, i]
+
+
+@njit(nogil=True, cache=True)
 def _decode(
     pages: Any,
+    refinement: Any,
     page_id: Any,
     begin: Any,
     end: Any,
@@ -234,7 +267,10 @@ def _decode(
     for entry in range(page_id.shape[0]):
         page, count = page_id[entry], end[entry] - begin[entry]
         for head in range(first_head, last_head):
-            _fill_rows(pages, books, entry, page, head, begin[entry], end[entry], scratch)
+            first, last = begin[entry], end[entry]
+            _fill_rows(pages, books, entry, page, head, first, last, scratch)
+            if refinement is not None and refinement.page_of[page] >= 0:
+                _refine_rows(refinement, books, entry, page, head, first, last, scratch)
             for row in range(count):
                 for i in range(rows.shape[1]):
                     out[head, start + row, i] = narrow(rows[row, i], out)
@@ -244,6 +280,7 @@ def _decode(
 @njit(nogil=True, cache=True)
 def _decode_rotated(
     pages: Any,
+    refinement: Any,
     page_id: Any,
     first_token: Any,
     begin: Any,
@@ -268,7 +305,10 @@ def _decode_rotated(
         position = first_token[entry] + begin[entry]
         fill_angles(position, height, grid_width, t, h, w, cos[:count], sin[:count])
         for head in range(first_head, last_head):
-            _fill_rows(pages, books, entry, page, head, begin[entry], end[entry], scratch)
+            first, last = begin[entry], end[entry]
+            _fill_rows(pages, books, entry, page, head, first, last, scratch)
+            if refinement is not None and refinement.page_of[page] >= 0:
+                _refine_rows(refinement, books, entry, page, head, first, last, scratch)
             for row in range(count):
                 rotate_row(rows[row], cos[row], sin[row], out[head, start + row])
         start += count
@@ -288,10 +328,10 @@ def decode(
     pages: CodedPages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeGrid | None
 ) -> None:
     """See `decode.decode`; `out` in fp32 or bf16 only."""
-    stored, target = page_arrays(pages), as_array(out)
+    stored, refinement, target = page_arrays(pages), refinement_arrays(pages), as_array(out)
     if rope is None:
         ends = (runs.page_id, runs.begin, runs.end, target, start)
-        _for_heads(pages, runs, lambda *heads: _decode(stored, *ends, *heads))
+        _for_heads(pages, runs, lambda *heads: _decode(stored, refinement, *ends, *heads))
         return
     turned = (
         runs.page_id,
@@ -304,7 +344,7 @@ def decode(
         target,
         start,
     )
-    _for_heads(pages, runs, lambda *heads: _decode_rotated(stored, *turned, *heads))
+    _for_heads(pages, runs, lambda *heads: _decode_rotated(stored, refinement, *turned, *heads))
 
 
 def _for_heads(pages: CodedPages, runs: PageRuns, task: Callable[[int, int], None]) -> None:

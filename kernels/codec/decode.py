@@ -4,6 +4,7 @@ from torch import Tensor
 
 from qvg_engine.kernels.codec import cpu, reference
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.codec.refinement import NO_REFINEMENT
 from qvg_engine.kernels.page_runs import PageRuns, check_decode
 from qvg_engine.kernels.rope import RopeGrid
 
@@ -20,11 +21,15 @@ def decode(
         start: where the first token goes.
         rope: rotate the rows to their token numbers, or None.
 
-    A row is level * scale (* width) + centroids in fp32, see `CodecSpec`, then rotated, then
-    rounded to the dtype of `out`.
+    A row is level * scale (* width) + centroids in fp32, see `CodecSpec`; plus level * scale
+    (* width) of its refinement, where its page has one; then rotated, then rounded to the dtype of
+    `out`.
     """
     check_decode(pages, runs, out, start)
     slots = pages.slot_of_page[runs.page_id]
     assert slots.min(initial=0) >= 0, runs.page_id
+    if pages.refinement is not None:
+        refined = pages.refinement.page_of[runs.page_id]
+        assert refined.max(initial=NO_REFINEMENT) < pages.refinement.num_pages, refined
     kernel = cpu.decode if cpu.supports(pages.codes) and cpu.writes(out) else reference.decode
     kernel(pages, runs, out, start=start, rope=rope)

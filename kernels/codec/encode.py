@@ -1,6 +1,6 @@
 """Encoding rows into pages with a codebook that exists, by the fastest kernels there are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from qvg_engine.kernels import kmeans
 from qvg_engine.kernels.codec import cpu, cpu_store, reference
+from qvg_engine.kernels.codec.decode import decode
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.codec.refinement import NO_REFINEMENT
 from qvg_engine.kernels.codec.residual import Points, stage_centroids, subtract, to_points
+from qvg_engine.kernels.page_runs import PageRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ def encode_span(
     *,
     slot: int,
     name: str = "keys",
+    refined: NDArray[np.int32] | None = None,
 ) -> SpanFigures:
     """Store rows in order into the pages `page_ids`, with the codebook in `slot`.
 
@@ -44,24 +48,64 @@ def encode_span(
         rows: [tokens, heads, head_dim], at most as many tokens as the pages have slots.
         slot: a codebook that `fit_codebook` has filled; none is needed where there are no stages.
         name: what an error calls the rows.
+        refined: int32 [pages], a refinement page for each page, -1 for none, each at most once;
+            None for no refinement at all.
 
     The last page may stay part full, and pages beyond the rows untouched: slots that get no row
-    keep what they held. All arithmetic is in fp32 and starts from the centroids as they are stored.
+    keep what they held. A refinement page takes what the codes lose of its page's rows; which page
+    it belongs to, `Refinement.page_of`, is not changed. All arithmetic is in fp32 and starts from
+    the centroids as they are stored.
     Raises `NonFiniteError` for NaN or infinity, before anything is written.
     """
     _check(pages, page_ids, rows, slot)
+    if refined is None:
+        refined = np.full(len(page_ids), NO_REFINEMENT, np.int32)
+    _check_refined(pages, page_ids, refined)
     points = to_points(rows, name)
     ids, left, counts = assign_stages(pages, points, slot)
-    store = cpu_store.store if cpu.supports(pages.codes) else reference.store
     used = np.ascontiguousarray(page_ids[: -(-rows.shape[0] // pages.page_size)], dtype=np.int64)
     pages.slot_of_page[used] = slot
-    error_energy = store(pages, used, left.values, ids, slot=slot)
+    error_energy = _store(pages, used, left.values, ids, slot)
+    _refine(pages, used, points.values, refined[: len(used)], slot)
     return SpanFigures(
         energy=points.energy,
         residual_energy=left.energy,
         error_energy=error_energy,
         counts=counts,
     )
+
+
+def _store(
+    pages: CodedPages, page_ids: NDArray[np.int64], residual: Tensor, ids: Tensor, slot: int
+) -> NDArray[np.float64]:
+    store = cpu_store.store if cpu.supports(pages.codes) else reference.store
+    return store(pages, page_ids, residual, ids, slot=slot)
+
+
+def _refine(
+    pages: CodedPages,
+    page_ids: NDArray[np.int64],
+    values: Tensor,
+    refined: NDArray[np.int32],
+    slot: int,
+) -> None:
+    """Store what the pages' codes lose of values [heads, tokens, head_dim]."""
+    chosen = np.flatnonzero(refined != NO_REFINEMENT)
+    if not len(chosen):
+        return
+    # Only the last of all pages may be part full, which is then the last of these.
+    begin = chosen * pages.page_size
+    end = np.minimum(begin + pages.page_size, values.shape[1])
+    nothing = np.zeros(len(chosen), np.int64)
+    runs = PageRuns(page_ids[chosen], nothing, nothing, end - begin)
+    decoded = values.new_empty((pages.num_heads, runs.num_tokens, pages.head_dim))
+    decode(replace(pages, refinement=None), runs, decoded, start=0, rope=None)
+    if len(chosen) < len(page_ids):
+        tokens = np.concatenate([np.arange(*ends) for ends in zip(begin, end, strict=True)])
+        values = values[:, torch.from_numpy(tokens).to(values.device)]
+    left = torch.sub(values, decoded, out=decoded)
+    no_ids = pages.ids.new_empty((pages.num_heads, 0, runs.num_tokens))
+    _store(pages.refinement_pages(), refined[chosen].astype(np.int64), left, no_ids, slot)
 
 
 def assign_stages(
@@ -92,3 +136,14 @@ def _check(pages: CodedPages, page_ids: NDArray[np.integer], rows: Tensor, slot:
         assert 0 <= page_ids.min() <= page_ids.max() < pages.num_pages, page_ids
     assert 0 <= slot < pages.codebooks.num_slots, slot
     assert pages.codebooks.counts[slot] > 0 or not pages.spec.stages, slot
+
+
+def _check_refined(
+    pages: CodedPages, page_ids: NDArray[np.integer], refined: NDArray[np.int32]
+) -> None:
+    assert refined.shape == (len(page_ids),), (refined.shape, page_ids)
+    named = refined[refined != NO_REFINEMENT]
+    if len(named):
+        assert pages.refinement is not None
+        assert 0 <= named.min() <= named.max() < pages.refinement.num_pages, named
+        assert len(np.unique(named)) == len(named), named

@@ -1,6 +1,6 @@
 """The payload of pages in a low-bit format, and the codebooks that it refers to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.e4m3 import SMALLEST_NORMAL, from_e4m3, to_e4m3
+from qvg_engine.kernels.codec.refinement import NO_REFINEMENT, Refinement, allocate_refinement
 from qvg_engine.kernels.codec.spec import CodecSpec
 from qvg_engine.kernels.kmeans import MAX_CENTROIDS
 from qvg_engine.kernels.rope.layout import half_split_index
@@ -108,6 +109,7 @@ class CodedPages:
     codebooks: those that pages may refer to.
     spec: what it all means.
     channel_groups: int32 [head_dim], which scale each channel of a row uses.
+    refinement: second codes that some of the pages may have; None where none ever has.
     arrays: what kernels keep of it for themselves, see `arrays.page_arrays`.
     """
 
@@ -118,6 +120,7 @@ class CodedPages:
     codebooks: Codebooks
     spec: CodecSpec
     channel_groups: NDArray[np.int32]
+    refinement: Refinement | None = None
     arrays: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -142,8 +145,28 @@ class CodedPages:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors, codebooks included; not of `slot_of_page` and other host arrays."""
-        return self.codes.nbytes + self.ids.nbytes + self.scales.nbytes + self.codebooks.num_bytes
+        """Bytes of the tensors, codebooks and refinement included; not of host arrays."""
+        rows = self.codes.nbytes + self.ids.nbytes + self.scales.nbytes
+        refined = self.refinement.num_bytes if self.refinement is not None else 0
+        return rows + refined + self.codebooks.num_bytes
+
+    def refinement_pages(self) -> "CodedPages":
+        """The refinement as pages of their own, over the same memory.
+
+        Their codebooks are those of these pages, of which they use the widths alone.
+        """
+        refinement = self.refinement
+        assert refinement is not None
+        num_pages, num_heads, page_size = refinement.codes.shape[:3]
+        return CodedPages(
+            codes=refinement.codes,
+            ids=refinement.codes.new_empty((num_pages, num_heads, 0, page_size)),
+            scales=refinement.scales,
+            slot_of_page=np.full(num_pages, NO_SLOT, dtype=np.int32),
+            codebooks=replace(self.codebooks, num_stages=0),
+            spec=refinement.spec,
+            channel_groups=refinement.channel_groups,
+        )
 
     @property
     def group_channels(self) -> NDArray[np.int64]:
@@ -185,6 +208,8 @@ def allocate_pages(
     num_rows: int | None = None,
     device: torch.device | str,
     channel_groups: NDArray[np.int32] | None = None,
+    refinement_pages: int = 0,
+    refined_page_of: NDArray[np.int32] | None = None,
 ) -> CodedPages:
     """Pages that nothing was encoded into, and empty codebooks in `num_rows` rows.
 
@@ -192,6 +217,8 @@ def allocate_pages(
     that no page refers to.
     `channel_groups` is by default that of consecutive groups. Raises `ConfigError` if a row is not
     a whole number of groups, see `CodecSpec.for_head_dim`.
+    With `refinement_pages`, pages may have a refinement: `refined_page_of` int32 [num_pages] says
+    which page has which, and its owner may change it; by default a new array, none for all.
     """
     num_groups = spec.num_groups(head_dim)
     if channel_groups is None:
@@ -199,6 +226,21 @@ def allocate_pages(
     assert channel_groups.shape == (head_dim,), channel_groups.shape
     counts = np.bincount(channel_groups, minlength=num_groups)
     assert (counts == spec.group).all(), (channel_groups, spec.group)
+    refinement = None
+    assert refinement_pages or refined_page_of is None, "no refinement pages"
+    if refinement_pages:
+        if refined_page_of is None:
+            refined_page_of = np.full(num_pages, NO_REFINEMENT, dtype=np.int32)
+        assert refined_page_of.shape == (num_pages,), refined_page_of.shape
+        assert refined_page_of.dtype == np.int32, refined_page_of.dtype
+        refinement = allocate_refinement(
+            num_pages=refinement_pages,
+            num_heads=num_heads,
+            page_size=page_size,
+            page_of=refined_page_of,
+            channel_groups=channel_groups,
+            device=device,
+        )
     scale_dtype = torch.uint8 if spec.scale_type == "e4m3" else torch.float16
     rows = (num_pages, num_heads, page_size)
     return CodedPages(
@@ -221,6 +263,7 @@ def allocate_pages(
         ),
         spec=spec,
         channel_groups=channel_groups.astype(np.int32),
+        refinement=refinement,
     )
 
 

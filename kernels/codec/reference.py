@@ -71,22 +71,32 @@ def decode(
 
 def _decode_rows(pages: CodedPages, page: NDArray[np.int64], row: NDArray[np.int64]) -> Tensor:
     """fp32 [tokens, heads, head_dim]."""
-    spec, books, device = pages.spec, pages.codebooks, pages.codes.device
+    device = pages.codes.device
     used, places = np.unique(pages.slot_of_page[page], return_inverse=True)
-    centroids, widths = books.gather(used)
+    centroids, widths = pages.codebooks.gather(used)
     book = torch.from_numpy(places).to(device)
     at_page, at_row = torch.from_numpy(page).to(device), torch.from_numpy(row).to(device)
-    groups = torch.from_numpy(pages.channel_groups).to(device).long()
-    codes = unpack(pages.codes[at_page, :, at_row], spec.bits, pages.head_dim)
-    scales = _scale_values(pages.scales[at_page, :, at_row])
-    rows = _code_levels(codes, spec) * scales[..., groups]
-    if books.has_widths:
-        rows = rows * widths[book]
+    rows = _decode_codes(pages, at_page, at_row, widths[book])
     head = torch.arange(pages.num_heads, device=device)
-    for stage in range(spec.stages):
+    for stage in range(pages.spec.stages):
         ids = pages.ids[at_page, :, stage, at_row].long()
         rows = rows + centroids[book[:, None], head, stage, ids]
+    if pages.refinement is not None:
+        refined = torch.from_numpy(pages.refinement.page_of[page]).to(device).long()
+        has_one = refined >= 0
+        rows[has_one] += _decode_codes(
+            pages.refinement_pages(), refined[has_one], at_row[has_one], widths[book[has_one]]
+        )
     return rows
+
+
+def _decode_codes(pages: CodedPages, page: Tensor, row: Tensor, widths: Tensor) -> Tensor:
+    """Levels times scales and widths [tokens, heads, head_dim], fp32 of the same shape."""
+    groups = torch.from_numpy(pages.channel_groups).to(page.device).long()
+    codes = unpack(pages.codes[page, :, row], pages.spec.bits, pages.head_dim)
+    scales = _scale_values(pages.scales[page, :, row])
+    rows = _code_levels(codes, pages.spec) * scales[..., groups]
+    return rows * widths if pages.codebooks.has_widths else rows
 
 
 def _trellis_codes(

@@ -96,6 +96,11 @@ def spec(request: pytest.FixtureRequest) -> CodecSpec:
     return SPECS[request.param]
 
 
+@pytest.fixture
+def all_specs() -> dict[str, CodecSpec]:
+    return SPECS
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -125,6 +130,7 @@ def make_pages() -> Callable[..., CodedPages]:
         num_slots: int = 3,
         books: int = 3,
         channel_groups: NDArray[np.int32] | None = None,
+        refinement_pages: int = 0,
     ) -> CodedPages:
         pages = allocate_pages(
             spec,
@@ -135,9 +141,13 @@ def make_pages() -> Callable[..., CodedPages]:
             row_table=consecutive_slots(spec, num_slots),
             device="cpu",
             channel_groups=channel_groups,
+            refinement_pages=refinement_pages,
         )
         for x in (pages.codes, pages.ids, pages.scales):
             x.view(torch.uint8).fill_(255)
+        if pages.refinement is not None:
+            pages.refinement.codes.fill_(255)
+            pages.refinement.scales.fill_(255)
         # In E4M3, too, this is NaN.
         pages.codebooks.rows.view(torch.uint8).fill_(255)
         for slot in range(books):
