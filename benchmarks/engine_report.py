@@ -118,6 +118,7 @@ def cache_figures(num_frames: int) -> dict[str, dict[str, float]]:
             "wall_s": wall_s,
             "kv_bytes_peak": stats.kv_bytes_peak,
             "codebook_bytes": stats.codebook_bytes,
+            "refinement_bytes": stats.refinement_bytes,
             "kv_bytes_bf16": stats.kv_bytes_bf16,
             "kv_ratio": stats.kv_ratio,
             "total_ratio": stats.total_ratio,
@@ -175,9 +176,10 @@ def as_markdown(measured: dict[str, Any]) -> str:
         f"| `batch_invariant` | {measured['invariant_cost']:.2f}x the time |",
     ]
     for kv_format, figures in measured["cache"].items():
+        parts = ("kv_bytes_peak", "codebook_bytes", "refinement_bytes")
         lines.append(
             f"| `{kv_format}` pages at their peak | "
-            f"{(figures['kv_bytes_peak'] + figures['codebook_bytes']) / 1e6:.1f} MB, "
+            f"{sum(figures[part] for part in parts) / 1e6:.1f} MB, "
             f"kv_ratio {figures['kv_ratio']:.2f}, with workspace {figures['total_ratio']:.2f}, "
             f"{figures['wall_s'] / measured['cache']['bf16']['wall_s']:.2f}x the time of bf16 |"
         )

@@ -1,19 +1,22 @@
 """What a KV-cache is made of, and how a budget of bytes is divided into pages and codebooks."""
 
 from bisect import bisect_right
+from fractions import Fraction
 
 import msgspec
 
 from qvg_engine.block_manager.codebook_budget import CodebookBudget
 from qvg_engine.block_manager.format import CacheGeometry, PageFormat, page_bytes
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.codec.refinement import REFINEMENT
 
 
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Geometry, page size and formats of a cache.
 
     `compute_itemsize` is the size in bytes of the dtype that the network computes in;
-    `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`.
+    `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`;
+    `refinement_overhead` are the bits per element that second pages of the newest tokens may add.
     """
 
     geometry: CacheGeometry
@@ -23,10 +26,16 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     compute_itemsize: int
     codebook_overhead: float
     max_live_codebooks: int
+    refinement_overhead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.page_size < 1:
             raise ConfigError(f"page_size must be at least 1, got {self.page_size}")
+        if not 0 <= self.refinement_overhead <= 16:
+            raise ConfigError(
+                f"refinement_overhead is {self.refinement_overhead!r}: give bits per element, 0 to "
+                "16"
+            )
 
     @property
     def page_bytes(self) -> int:
@@ -78,12 +87,33 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Rows of codebooks that so many pages, full of tokens, pay for; 0 without codebooks."""
         return self.budget.total_rows(num_pages * self.page_size) if self.budget else 0
 
+    @property
+    def refinement_page_bytes(self) -> int:
+        """Bytes of one refinement page."""
+        head_dim = self.geometry.head_dim
+        row_bytes = REFINEMENT.for_head_dim(head_dim).row_bytes(head_dim)
+        rows = self.geometry.num_layers * self.geometry.num_kv_heads * self.page_size
+        return rows * row_bytes * len(self.coded_formats)
+
+    def refinement_pages(self, num_tokens: int) -> int:
+        """Refinement pages that `num_tokens` tokens, of one stream or of all, pay for."""
+        if not self.refinement_overhead or not self.coded_formats:
+            return 0
+        elements = self.geometry.elements(num_tokens) * len(self.coded_formats)
+        bits = Fraction(self.refinement_overhead) * elements
+        return int(bits / (8 * self.refinement_page_bytes))
+
     def num_bytes(self, num_pages: int) -> int:
-        """Bytes of so many pages and of the codebooks that belong to them."""
-        return num_pages * self.page_bytes + self.codebook_rows(num_pages) * self.codebook_row_bytes
+        """Bytes of so many pages and of the codebooks and refinements that belong to them."""
+        refinements = self.refinement_pages(num_pages * self.page_size)
+        return (
+            num_pages * self.page_bytes
+            + self.codebook_rows(num_pages) * self.codebook_row_bytes
+            + refinements * self.refinement_page_bytes
+        )
 
     def num_pages_for(self, budget_bytes: int) -> int:
-        """The most pages that fit, with their codebooks; `ConfigError` if not even one does."""
+        """The most pages that fit, with what belongs to them; `ConfigError` if none does."""
         if self.num_bytes(1) > budget_bytes:
             raise ConfigError(
                 f"a page takes {self.num_bytes(1)} bytes but the budget for the KV-cache is "

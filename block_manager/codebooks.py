@@ -1,4 +1,7 @@
-"""The codebooks of all streams: who holds which, what the next span does, what spans reported."""
+"""The codebooks of all streams: who holds which, what the next span does, what spans reported.
+
+And the refinement pages, which belong to the same branches.
+"""
 
 from collections.abc import Sequence
 
@@ -10,13 +13,16 @@ from qvg_engine.block_manager.codebook_budget import live_slots
 from qvg_engine.block_manager.codebook_history import CodebookHistory
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy, SpanPlan, plan_span
 from qvg_engine.block_manager.codebook_pool import NO_SLOT, CodebookPool
+from qvg_engine.block_manager.refinement_pool import NO_PAGE, RefinementPool
 from qvg_engine.errors import OutOfCodebooksError
+
+_NO_REFINEMENTS = np.empty(0, dtype=np.int32)
 
 
 class CodebookSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """How much room there is: see `CodebookPool`; a group is one head at one stage.
+    """How much room there is: see `CodebookPool` and `RefinementPool`.
 
-    `min_rows` are those of the smallest codebook.
+    A group is one head at one stage; `min_rows` are those of the smallest codebook.
     """
 
     num_books: int
@@ -26,6 +32,7 @@ class CodebookSizes(msgspec.Struct, frozen=True, kw_only=True):
     min_rows: int = 1
     max_rows: int
     num_rows: int
+    num_refinements: int = 0
 
 
 class SpanFigures(msgspec.Struct, frozen=True, eq=False, kw_only=True):
@@ -40,19 +47,26 @@ class SpanFigures(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 class CodebookSet:
     """The slots of one branch, int32 [slots], and which it uses in each book, int32 [books].
 
-    `is_taken` says whether a branch has it at the moment.
+    `refinements` int32 [any number] are the refinement pages of its newest pages. `is_taken` says
+    whether a branch has it at the moment.
     """
 
-    __slots__ = ("current", "is_taken", "slots")
+    __slots__ = ("current", "is_taken", "refinements", "slots")
 
-    def __init__(self, slots: NDArray[np.int32], num_books: int) -> None:
+    def __init__(
+        self,
+        slots: NDArray[np.int32],
+        num_books: int,
+        refinements: NDArray[np.int32] = _NO_REFINEMENTS,
+    ) -> None:
         self.slots = slots
+        self.refinements = refinements
         self.current = np.full(num_books, NO_SLOT, dtype=np.int32)
         self.is_taken = False
 
 
 class Codebooks:
-    """Pool, figures and policy behind one door. Not thread-safe.
+    """Pools, figures and policy behind one door. Not thread-safe.
 
     A span's life: `plan`, then `publish` once it is encoded, or nothing if that failed; `record`
     whenever its figures arrive, also after the next `plan`.
@@ -68,6 +82,9 @@ class Codebooks:
             num_rows=sizes.num_rows,
             num_pages=num_pages,
         )
+        self.refinements = RefinementPool(
+            num_refinements=sizes.num_refinements, num_pages=num_pages
+        )
         self.history = CodebookHistory(
             num_books=sizes.num_books,
             num_slots=sizes.num_slots,
@@ -75,26 +92,41 @@ class Codebooks:
             num_centroids=sizes.num_centroids,
         )
 
-    def open_sets(self, num_slots: int, num_rows: int) -> list[CodebookSet]:
+    def open_sets(
+        self, num_slots: int, num_rows: int, num_refinements: int = 0
+    ) -> list[CodebookSet]:
         """Reserve `num_rows` rows in all, for sets of up to `max_live` of these slots each.
 
-        A set whose rows do not suffice for so many codebooks has fewer slots. Raises
-        OutOfCodebooksError, and reserves nothing, if fewer slots or rows are free.
+        A set whose rows do not suffice for so many codebooks has fewer slots. Refinement pages are
+        shared out evenly. Raises OutOfCodebooksError, and reserves nothing, if fewer slots, rows
+        or refinement pages are free.
         """
         most = self.policy.max_live
         assert num_slots % most == 0, f"{num_slots} slots are no sets of {most}"
         if not num_slots:
             return []
         num_sets = num_slots // most
+        assert num_refinements % num_sets == 0, f"{num_refinements} for {num_sets} sets"
         live = live_slots(num_rows // num_sets, min_rows=self._min_rows, max_live=most)
         assert num_rows % (num_sets * live) == 0, f"{num_rows} rows for {num_sets} x {live} slots"
-        slots = self.pool.reserve(num_sets * live, num_rows // (num_sets * live))
-        return [CodebookSet(part, self.pool.num_books) for part in slots.reshape(-1, live)]
+        refinements = self.refinements.reserve(num_refinements)
+        try:
+            slots = self.pool.reserve(num_sets * live, num_rows // (num_sets * live))
+        except OutOfCodebooksError:
+            self.refinements.give_back(refinements)
+            raise
+        return [
+            CodebookSet(part, self.pool.num_books, pages)
+            for part, pages in zip(
+                slots.reshape(num_sets, live), refinements.reshape(num_sets, -1), strict=True
+            )
+        ]
 
     def close_sets(self, sets: Sequence[CodebookSet]) -> None:
-        """Give the slots back; no page may refer to them any more."""
+        """Give slots and refinement pages back; no page may refer to them any more."""
         for codebook_set in sets:
             self.pool.give_back(codebook_set.slots)
+            self.refinements.give_back(codebook_set.refinements)
 
     def take(self, sets: Sequence[CodebookSet]) -> CodebookSet:
         """An unused set for a branch that commits for the first time.
@@ -122,16 +154,40 @@ class Codebooks:
             ref_counts=self.pool.ref_counts,
         )
 
+    def refined(self, codebook_set: CodebookSet, num_pages: int) -> NDArray[np.int32]:
+        """The refinement page of each page of a commit, int32 [pages]: the newest have one.
+
+        They are the branch's own, and written while the pages that they refined are still read.
+        """
+        count = min(num_pages, codebook_set.refinements.size)
+        refined = np.full(num_pages, NO_PAGE, dtype=np.int32)
+        refined[num_pages - count :] = codebook_set.refinements[:count]
+        return refined
+
     def publish(
-        self, codebook_set: CodebookSet, plan: SpanPlan, page_ids: NDArray[np.int32]
+        self,
+        codebook_set: CodebookSet,
+        plan: SpanPlan,
+        page_ids: NDArray[np.int32],
+        refined: NDArray[np.int32],
     ) -> None:
-        """The span is encoded in `page_ids`: they refer to its codebooks from now on."""
+        """The span is encoded in `page_ids`: they refer to its codebooks from now on.
+
+        They are refined now, and those before them no longer.
+        """
         self.pool.bind(page_ids, plan.slots)
+        self.refinements.release(codebook_set.refinements)
+        self.refinements.bind(page_ids, refined)
         codebook_set.current[:] = plan.slots
+
+    def rollback(self, codebook_set: CodebookSet) -> None:
+        """The span will not be published: what it wrote refines nothing."""
+        self.refinements.release(codebook_set.refinements)
 
     def free_pages(self, page_ids: NDArray[np.int32]) -> None:
         """Pages are free: they refer to nothing any more."""
         self.pool.unbind(page_ids)
+        self.refinements.free_pages(page_ids)
 
     def record(self, plan: SpanPlan, figures: SpanFigures) -> None:
         """Take in what the kernels reported of a span."""

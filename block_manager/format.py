@@ -24,15 +24,18 @@ class PageFormat(msgspec.Struct, frozen=True, kw_only=True):
     """How K or V is stored: element by element, or by a codec. Every property is a field.
 
     K is stored after QK-norm and before RoPE, V as the network made it. Exactly one of `element`
-    and `codec` is set.
+    and `codec` is set. `refined` says whether a branch's newest pages are refined by default, see
+    `kernels/codec/refinement.py`.
     """
 
     name: str
     element: ElementType | None = None
     codec: CodecSpec | None = None
+    refined: bool = False
 
     def __post_init__(self) -> None:
         assert (self.element is None) != (self.codec is None), self.name
+        assert self.codec is not None or not self.refined, self.name
 
     def row_bytes(self, head_dim: int, compute_itemsize: int) -> int:
         """Bytes of one row, one head of one token, without codebooks.
@@ -64,7 +67,10 @@ FORMATS: dict[str, PageFormat] = {
     for page_format in (
         PageFormat(name="dense", element=ElementType.COMPUTE),
         PageFormat(name="bf16", element=ElementType.BFLOAT16),
-        *(PageFormat(name=name, codec=codec) for name, codec in PRESETS.items()),
+        *(
+            PageFormat(name=name, codec=codec, refined=name not in ("qvg", "qvg-pro"))
+            for name, codec in PRESETS.items()
+        ),
     )
 }
 """The named formats."""

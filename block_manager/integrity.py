@@ -56,6 +56,10 @@ def check_codebooks(
     slots = [slot for codebook_set in sets for slot in codebook_set.slots.tolist()]
     if len(set(slots)) != len(slots):
         raise AssertionError("a codebook slot belongs to two sets")
+    codebooks.refinements.check_integrity(is_used)
+    pages = [page for codebook_set in sets for page in codebook_set.refinements.tolist()]
+    if len(set(pages)) != len(pages) or len(pages) != codebooks.refinements.num_reserved:
+        raise AssertionError("sets do not hold the refinement pages that are reserved, once each")
     if len(slots) != codebooks.pool.num_slots - codebooks.pool.num_free_slots:
         raise AssertionError(f"owners hold {len(slots)} codebook slots, not those reserved")
 

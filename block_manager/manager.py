@@ -93,10 +93,12 @@ class BlockManager:
         *,
         codebook_slots: int = 0,
         codebook_rows: int = 0,
+        refinement_pages: int = 0,
     ) -> None:
         """Set pages, and slots of codebooks with that many rows in all, aside for a new owner.
 
-        Raises OutOfPagesError or OutOfCodebooksError if fewer are unreserved.
+        And refinement pages, which its branches share evenly. Raises OutOfPagesError or
+        OutOfCodebooksError if fewer are unreserved.
         """
         assert owner_id not in self._owners, f"owner {owner_id!r} is open already"
         assert reserved_pages >= 0
@@ -107,7 +109,9 @@ class BlockManager:
             )
         owner = Owner(owner_id, reserved_pages)
         if self.codebooks is not None:
-            owner.codebook_sets = self.codebooks.open_sets(codebook_slots, codebook_rows)
+            owner.codebook_sets = self.codebooks.open_sets(
+                codebook_slots, codebook_rows, refinement_pages
+            )
         self._owners[owner_id] = owner
         self._num_reserved += reserved_pages
 
@@ -182,8 +186,10 @@ class BlockManager:
         owner.num_used += num_pages
         commit_id = self._next_commit_id
         self._next_commit_id += 1
-        span = self._plan_span(branches[0])
-        commit = PendingCommit(commit_id, tuple(branch_ids), page_ids, num_tokens, at_token, span)
+        span, refined = self._plan_span(branches[0], num_pages)
+        commit = PendingCommit(
+            commit_id, tuple(branch_ids), page_ids, num_tokens, at_token, span, refined
+        )
         self._commits[commit_id] = commit
         for branch in branches:
             branch.commit_id = commit_id
@@ -200,7 +206,8 @@ class BlockManager:
             codebook_set = branches[0].codebook_set
             assert codebook_set is not None
             assert commit.span is not None
-            self.codebooks.publish(codebook_set, commit.span, commit.page_ids)
+            assert commit.refined is not None
+            self.codebooks.publish(codebook_set, commit.span, commit.page_ids, commit.refined)
         for branch, (table, dropped) in zip(branches, tables, strict=True):
             branch.table = table
             branch.commit_id = None
@@ -208,8 +215,15 @@ class BlockManager:
         del self._commits[commit.commit_id]
 
     def rollback(self, commit: PendingCommit) -> None:
-        """Give up a commit: its pages are freed and the branches read what they did before."""
-        for branch in self._branches_of(commit):
+        """Give up a commit: its pages are freed and the branches read what they did before.
+
+        The newest pages are read without their refinement, which may have been written over.
+        """
+        branches = self._branches_of(commit)
+        if self.codebooks is not None:
+            assert branches[0].codebook_set is not None
+            self.codebooks.rollback(branches[0].codebook_set)
+        for branch in branches:
             branch.commit_id = None
             self._release(branch.owner, commit.page_ids)
         del self._commits[commit.commit_id]
@@ -299,11 +313,15 @@ class BlockManager:
         if self.codebooks is not None and branch.codebook_set is None:
             branch.codebook_set = self.codebooks.take(branch.owner.codebook_sets)
 
-    def _plan_span(self, branch: Branch) -> SpanPlan | None:
+    def _plan_span(
+        self, branch: Branch, num_pages: int
+    ) -> tuple[SpanPlan | None, NDArray[np.int32] | None]:
+        """Which codebooks, and which refinement pages, a commit of so many pages uses."""
         if self.codebooks is None:
-            return None
-        assert branch.codebook_set is not None
-        return self.codebooks.plan(branch.codebook_set)
+            return None, None
+        codebook_set = branch.codebook_set
+        assert codebook_set is not None
+        return self.codebooks.plan(codebook_set), self.codebooks.refined(codebook_set, num_pages)
 
     def _count_live_tokens(self, owner: Owner) -> int:
         tables = [self._branches[branch_id].table for branch_id in owner.branch_ids]

@@ -23,6 +23,7 @@ from qvg_engine.kernels.codec import (
     fit_codebook,
     half_split_groups,
 )
+from qvg_engine.kernels.codec import SpanFigures as EncodedSpan
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
@@ -39,6 +40,8 @@ class PageStore:
         row_table: int32 [slots, rows], which rows each codebook slot has; kept by the codebook
             pool, read here. None where no format has codebooks.
         policy: how codebooks are fitted; the default one unless given.
+        refinement_of: int32 [pages], the refinement page of each page, -1 for none; kept by the
+            refinement pool, read here. None where no page is ever refined.
 
     Raises `ConfigError` for sizes that make no sense. On the CPU the system commits the memory only
     when a page is first written.
@@ -53,6 +56,7 @@ class PageStore:
         dtype: torch.dtype,
         row_table: NDArray[np.int32] | None = None,
         policy: CodebookPolicy | None = None,
+        refinement_of: NDArray[np.int32] | None = None,
     ) -> None:
         if num_pages < 1:
             raise ConfigError(f"num_pages must be at least 1, got {num_pages}")
@@ -62,6 +66,7 @@ class PageStore:
         self._device = torch.device(device)
         self._dtype = dtype
         self._row_table = row_table
+        self._refinement_of = refinement_of
         self._policy = policy or CodebookPolicy()
         self._layers = tuple(
             LayerPages(
@@ -109,6 +114,7 @@ class PageStore:
         span: SpanPlan | None = None,
         figures: SpanFigures | None = None,
         seen: PageRuns | None = None,
+        refined: NDArray[np.int32] | None = None,
     ) -> None:
         """Store one layer's K (before RoPE) and V of consecutive tokens.
 
@@ -119,6 +125,8 @@ class PageStore:
             span: which codebooks to fit or to use; needed where a format has codebooks.
             figures: takes what was seen of the span in this layer.
             seen: tokens before these, which a codebook that has to be fitted is fitted to, too.
+            refined: the refinement page of each of `page_ids`, -1 for none; where pages have a
+                codec. What these refined is lost.
 
         Raises `NonFiniteError` for NaN or infinity where a codec would store it.
         """
@@ -131,7 +139,16 @@ class PageStore:
                 continue
             assert span is not None
             self._fit(part, rows, book, span, seen, f"{name} of layer {layer}")
-            self._encode(part, page_ids, rows, book, span, figures, f"{name} of layer {layer}")
+            seen_of_span = encode_span(
+                part,
+                page_ids,
+                rows,
+                slot=int(span.slots[book]),
+                name=f"{name} of layer {layer}",
+                refined=refined,
+            )
+            if figures is not None:
+                _note(figures, book, seen_of_span, int(part.codebooks.counts[span.slots[book]]))
             book += 1
 
     def _fit(
@@ -168,26 +185,6 @@ class PageStore:
         decode(pages, runs, out, start=0, rope=None)
         return out.transpose(0, 1)
 
-    def _encode(
-        self,
-        pages: CodedPages,
-        page_ids: NDArray[np.int32],
-        rows: Tensor,
-        book: int,
-        span: SpanPlan,
-        figures: SpanFigures | None,
-        name: str,
-    ) -> None:
-        """Store the rows with the codebook of the span."""
-        slot = int(span.slots[book])
-        seen = encode_span(pages, page_ids, rows, slot=slot, name=name)
-        if figures is not None:
-            figures.energy[book] = seen.energy.sum()
-            figures.residual[book] = seen.residual_energy.sum()
-            counts = seen.counts.reshape(-1, seen.counts.shape[-1])
-            figures.counts[book, : counts.shape[0], : counts.shape[1]] = counts
-            figures.num_centroids[book] = pages.codebooks.counts[slot]
-
     def _allocate(self, page_format: PageFormat, *, is_key: bool) -> Pages:
         geometry = self.layout.geometry
         heads, head_dim = geometry.num_kv_heads, geometry.head_dim
@@ -201,6 +198,7 @@ class PageStore:
             assert self._row_table is not None
             spec = page_format.codec.for_head_dim(head_dim)
             groups = half_split_groups if is_key else consecutive_groups
+            num_refinements = self.layout.refinement_pages(self.num_pages * self.page_size)
             return allocate_pages(
                 spec,
                 num_pages=self.num_pages,
@@ -211,6 +209,8 @@ class PageStore:
                 num_rows=self.layout.codebook_rows(self.num_pages),
                 device=self._device,
                 channel_groups=groups(head_dim, spec.group),
+                refinement_pages=num_refinements,
+                refined_page_of=self._refinement_of if num_refinements else None,
             )
         except (RuntimeError, MemoryError) as error:
             size = self.layout.num_bytes(self.num_pages)
@@ -218,3 +218,12 @@ class PageStore:
                 f"{size:,} bytes of pages cannot be allocated on {self._device}: give the "
                 "KV-cache less memory"
             ) from error
+
+
+def _note(figures: SpanFigures, book: int, seen: EncodedSpan, num_centroids: int) -> None:
+    """Put what was seen of one book's span into the figures of all books."""
+    figures.energy[book] = seen.energy.sum()
+    figures.residual[book] = seen.residual_energy.sum()
+    counts = seen.counts.reshape(-1, seen.counts.shape[-1])
+    figures.counts[book, : counts.shape[0], : counts.shape[1]] = counts
+    figures.num_centroids[book] = num_centroids

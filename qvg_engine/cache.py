@@ -7,8 +7,9 @@ from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
-from qvg_engine.block_manager.format import get_format
+from qvg_engine.block_manager.format import PageFormat, get_format
 from qvg_engine.block_manager.manager import BlockManager
+from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.paged_attention import Workspace
@@ -16,10 +17,11 @@ from qvg_engine.models.family import ModelFamily
 from qvg_engine.scheduler.needs import Needs
 
 FULL_HISTORY_WORKSPACE_TOKENS = 32_768
-WINDOWED_OVERHEAD = 0.33
-"""Bits per element that codebooks may add to a stream with a window, unless set otherwise."""
-FULL_HISTORY_OVERHEAD = 0.09
-"""The same for a stream that keeps all its tokens."""
+WINDOWED_OVERHEAD, FULL_HISTORY_OVERHEAD = 0.33, 0.09
+"""Bits per element that codebooks and refinements together add, unless set otherwise, to a stream
+with a window, and to one that keeps all its tokens."""
+WINDOWED_REFINEMENT, FULL_HISTORY_REFINEMENT = 0.133, 0.025
+"""What of it refinements take, in formats that have them."""
 
 _SETS_PER_STREAM = 4
 
@@ -40,6 +42,7 @@ class Cache:
             dtype=config.torch_dtype,
             row_table=None if codebooks is None else codebooks.pool.row_table,
             policy=policy,
+            refinement_of=None if codebooks is None else codebooks.refinements.refinement_of,
         )
         self.block_manager = BlockManager(num_pages, config.page_size, codebooks=codebooks)
         self.workspace = Workspace(
@@ -49,10 +52,14 @@ class Cache:
             device=config.torch_device,
             dtype=config.torch_dtype,
         )
+        self._chunk_pages = pages_for(
+            family.settings.frames_per_chunk * family.tokens_per_frame, config.page_size
+        )
         self._account = CacheAccount(
             family.geometry,
             bytes_per_page=self.layout.page_bytes,
             bytes_per_codebook_row=self.layout.codebook_row_bytes,
+            bytes_per_refinement=self.layout.refinement_page_bytes,
             workspace_bytes=self.workspace.num_bytes,
         )
 
@@ -64,18 +71,25 @@ class Cache:
             pages=self.store.num_pages,
             codebook_slots=0 if codebooks is None else codebooks.pool.num_slots,
             codebook_rows=0 if codebooks is None else codebooks.pool.num_rows,
+            refinement_pages=0 if codebooks is None else codebooks.refinements.num_refinements,
         )
 
     def codebook_needs(self, *, peak_tokens: int, num_sets: int) -> Needs:
         """What a stream reserves of the codebooks: `num_sets` sets for `peak_tokens` tokens.
 
+        And of refinement pages: as many as the tokens pay for, up to those of a chunk a set.
         Nothing if it never keeps any. A short stream uses fewer slots than are counted here.
         """
         budget = self.layout.budget
         if budget is None or not num_sets or not peak_tokens:
             return Needs()
-        rows = budget.rows_per_set(max(1, peak_tokens // num_sets))
-        return Needs(codebook_slots=num_sets * budget.max_live, codebook_rows=num_sets * rows)
+        tokens = max(1, peak_tokens // num_sets)
+        refinements = min(self._chunk_pages, self.layout.refinement_pages(tokens))
+        return Needs(
+            codebook_slots=num_sets * budget.max_live,
+            codebook_rows=num_sets * budget.rows_per_set(tokens),
+            refinement_pages=num_sets * refinements,
+        )
 
     @property
     def peak(self) -> CacheFigures:
@@ -89,6 +103,7 @@ class Cache:
             pages_used=self.block_manager.num_used,
             num_tokens=self.block_manager.num_live_tokens(),
             codebook_rows=0 if codebooks is None else codebooks.pool.num_reserved_rows,
+            refinements=0 if codebooks is None else codebooks.refinements.num_reserved,
         )
 
     def record_spans(
@@ -112,19 +127,40 @@ class Cache:
 
 def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:
     """What the settings make of the model's cache."""
-    overhead = config.codebook_overhead
-    if overhead is None:
-        windowed = family.settings.window_frames is not None
-        overhead = WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD
+    key_format = get_format(config.kv_format)
+    value_format = get_format(config.value_format or config.kv_format)
+    codebooks, refinements = default_overheads(
+        key_format, value_format, windowed=family.settings.window_frames is not None
+    )
+    if config.codebook_overhead is not None:
+        codebooks = config.codebook_overhead
+    if config.refinement_overhead is not None:
+        refinements = config.refinement_overhead
     return CacheLayout(
         geometry=family.geometry,
         page_size=config.page_size,
-        key_format=get_format(config.kv_format),
-        value_format=get_format(config.value_format or config.kv_format),
+        key_format=key_format,
+        value_format=value_format,
         compute_itemsize=config.torch_dtype.itemsize,
-        codebook_overhead=overhead,
+        codebook_overhead=codebooks,
         max_live_codebooks=config.codebooks.max_live,
+        refinement_overhead=refinements,
     )
+
+
+def default_overheads(
+    key_format: PageFormat, value_format: PageFormat, *, windowed: bool
+) -> tuple[float, float]:
+    """Bits per element of codebooks and of refinements.
+
+    Pages are refined where all formats that can be are so by default.
+    """
+    total = WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD
+    coded = [f for f in (key_format, value_format) if f.codec is not None]
+    if not coded or not all(page_format.refined for page_format in coded):
+        return total, 0.0
+    refinements = WINDOWED_REFINEMENT if windowed else FULL_HISTORY_REFINEMENT
+    return total - refinements, refinements
 
 
 def workspace_tokens(family: ModelFamily, config: EngineConfig) -> int:
@@ -155,5 +191,6 @@ def _open_codebooks(
         min_rows=budget.min_rows,
         max_rows=min(budget.max_rows, num_rows),
         num_rows=num_rows,
+        num_refinements=layout.refinement_pages(num_pages * layout.page_size),
     )
     return Codebooks(sizes, policy, num_pages=num_pages)

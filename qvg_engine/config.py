@@ -33,8 +33,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     * `kv_format`: how pages store K and V: "dense", "bf16", or with codebooks "qvg", "qvg-pro",
       "q4", "q2", "q1"; or a `PageFormat`. `value_format` overrides it for V.
-    * `codebook_overhead`: bits per element that a stream's codebooks may add; None: 0.33 with a
-      window, 0.09 with the full history. `codebooks`: when they are fitted anew.
+    * `codebook_overhead`, `refinement_overhead`: bits per element that a stream's codebooks, and
+      second pages which refine its newest tokens, may add. None: 0.33 together with a window,
+      0.09 with the full history; 0.133 and 0.025 of it are of refinements in "q4", "q2" and "q1",
+      0 in other formats. `codebooks`: when they are fitted anew.
     * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
@@ -63,6 +65,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     kv_format: str | PageFormat = "q2"
     value_format: str | PageFormat | None = None
     codebook_overhead: float | None = None
+    refinement_overhead: float | None = None
     codebooks: CodebookPolicy = CodebookPolicy()
     page_size: int = 64
     kv_memory: int = 2 * 1024**3

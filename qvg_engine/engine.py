@@ -198,6 +198,7 @@ class VideoEngine:
             kv_ratio=peak.kv_ratio,
             total_ratio=peak.total_ratio,
             codebook_bytes=peak.codebook_bytes,
+            refinement_bytes=peak.refinement_bytes,
             workspace_bytes=peak.workspace_bytes,
             text_bytes=self._texts.num_bytes,
             decoder_bytes=self._slots.num_bytes,

@@ -20,7 +20,8 @@ MAX_PLANNED_FRAMES = 1_000_000
 class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes in bytes of an engine, and of `num_streams` videos of `num_frames` pixel frames.
 
-    `kv_bytes_per_stream` are those of a video's pages and of the codebooks that belong to them.
+    `kv_bytes_per_stream` are those of a video's pages and of the codebooks and refinements that
+    belong to them.
     `longest_frames` is the longest video of which one fits; None if any length does, since the
     model's window bounds its cache.
     """
@@ -29,6 +30,7 @@ class CapacityPlan(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int
     page_bytes: int
     codebook_bytes: int
+    refinement_bytes: int
     pages_per_stream: int
     kv_bytes_per_stream: int
     workspace_bytes: int
@@ -66,6 +68,8 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
         num_pages=num_pages,
         page_bytes=layout.page_bytes,
         codebook_bytes=layout.codebook_rows(num_pages) * layout.codebook_row_bytes,
+        refinement_bytes=layout.refinement_pages(num_pages * config.page_size)
+        * layout.refinement_page_bytes,
         pages_per_stream=pages,
         kv_bytes_per_stream=layout.num_bytes(pages) if pages else 0,
         workspace_bytes=Workspace.bytes_for(

@@ -67,8 +67,9 @@ class StepAttention:
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         output = torch.empty_like(queries)
         for item in self._passes:
-            own_keys, own_values = keys[item.rows], values[item.rows]
-            own = DenseSegment(keys=own_keys, values=own_values, positions=item.positions)
+            own = DenseSegment(
+                keys=keys[item.rows], values=values[item.rows], positions=item.positions
+            )
             cached = PagedSegment(self._store.layer(layer), item.pages)
             output[item.rows] = paged_attention(
                 queries[item.rows],
@@ -78,8 +79,10 @@ class StepAttention:
                 workspace=self._workspace,
                 strategy=self._strategy,
             )
+        # After all passes have read: a commit writes over what refined its branch's newest pages.
+        for item in self._passes:
             if item.commit is not None:
-                self._write(layer, item.commit, own_keys, own_values, item.pages)
+                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
         return output
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
@@ -108,6 +111,7 @@ class StepAttention:
                 span=commit.span,
                 figures=self.figures.get(commit.commit_id),
                 seen=seen,
+                refined=commit.refined,
             )
         except NonFiniteError as error:
             # One stream's mistake: the others in the batch go on.

@@ -251,6 +251,7 @@ class Scheduler:
             stream.needs.pages,
             codebook_slots=stream.needs.codebook_slots,
             codebook_rows=stream.needs.codebook_rows,
+            refinement_pages=stream.needs.refinement_pages,
         )
         stream.branch_ids = tuple(
             manager.open_branch(stream.request_id) for _ in range(stream.num_branches)

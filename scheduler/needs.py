@@ -8,7 +8,8 @@ class Needs(msgspec.Struct, frozen=True):
 
     `pages` are pages of the KV-cache (a page shared by branches of one stream counts once),
     `decoder_slots` places for a VAE decoder's state, `text_rows` rows of text K/V,
-    `codebook_slots` codebooks that may live at a time, `codebook_rows` the rows of all of them.
+    `codebook_slots` codebooks that may live at a time, `codebook_rows` the rows of all of them,
+    `refinement_pages` second pages of the newest ones.
     """
 
     pages: int = 0
@@ -16,6 +17,7 @@ class Needs(msgspec.Struct, frozen=True):
     text_rows: int = 0
     codebook_slots: int = 0
     codebook_rows: int = 0
+    refinement_pages: int = 0
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

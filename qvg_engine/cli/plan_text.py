@@ -6,8 +6,10 @@ from qvg_engine.plan import CapacityPlan
 
 def describe_plan(plan: CapacityPlan, *, frames_per_second: int) -> list[tuple[str, str]]:
     """Rows of a name and a line for people."""
-    pages = "pages and their codebooks" if plan.codebook_bytes else "pages"
-    codebooks = format_bytes(plan.codebook_bytes) + " of codebooks, " if plan.codebook_bytes else ""
+    more = plan.codebook_bytes + plan.refinement_bytes
+    pages = "pages and what belongs to them" if more else "pages"
+    parts = (("codebooks", plan.codebook_bytes), ("refinements", plan.refinement_bytes))
+    beside_pages = "".join(f"{format_bytes(size)} of {name}, " for name, size in parts if size)
     beside = plan.decoder_bytes_per_stream + plan.text_bytes_per_stream
     return [
         (
@@ -18,7 +20,7 @@ def describe_plan(plan: CapacityPlan, *, frames_per_second: int) -> list[tuple[s
         (
             "the engine takes",
             f"{plan.num_pages:,} pages ({format_bytes(plan.num_pages * plan.page_bytes)}), "
-            f"{codebooks}and {format_bytes(plan.workspace_bytes)} of workspace",
+            f"{beside_pages}and {format_bytes(plan.workspace_bytes)} of workspace",
         ),
         ("at the same time", _describe_streams(plan)),
         ("longest video", _describe_longest(plan, frames_per_second)),

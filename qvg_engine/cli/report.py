@@ -33,7 +33,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `wall_s` runs from the first request added to the last file closed, `warmup_s` (loading and
     compiling) lies before it. The `kv_` figures hold at the step of peak page use; `kv_ratio` is
-    `kv_bytes_bf16 / kv_bytes_peak`, and `total_ratio` counts the workspace, too.
+    `kv_bytes_bf16` over `kv_bytes_peak`, `codebook_bytes` and `refinement_bytes` together, and
+    `total_ratio` counts the workspace, too.
     """
 
     videos: tuple[VideoRow, ...]
@@ -47,6 +48,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     kv_ratio: float
     total_ratio: float
     codebook_bytes: int
+    refinement_bytes: int
     workspace_bytes: int
     peak_rss_bytes: int
 
@@ -69,6 +71,7 @@ def make_report(
         kv_ratio=stats.kv_ratio,
         total_ratio=stats.total_ratio,
         codebook_bytes=stats.codebook_bytes,
+        refinement_bytes=stats.refinement_bytes,
         workspace_bytes=stats.workspace_bytes,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -138,6 +141,7 @@ def _figures_table(report: RunReport) -> Table:
         ("compression", f"{report.kv_ratio:.2f}x"),
         ("compression with workspace", f"{report.total_ratio:.2f}x"),
         ("codebooks", format_bytes(report.codebook_bytes)),
+        ("refined newest tokens", format_bytes(report.refinement_bytes)),
         ("workspace", format_bytes(report.workspace_bytes)),
         ("peak memory of the process", format_bytes(report.peak_rss_bytes)),
     ]

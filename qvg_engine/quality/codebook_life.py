@@ -204,7 +204,8 @@ class _Book:
         seen = encode_span(self._pages, pages, self._tokens(chunk, chunk + 1), slot=slot)
         self._encode_seconds += time.process_time() - fitted
         self._fit_seconds += fitted - started
-        self._codebooks.publish(self._set, plan, np.array([chunk], np.int32))
+        stored = np.array([chunk], np.int32)
+        self._codebooks.publish(self._set, plan, stored, self._codebooks.refined(self._set, 1))
         counts = seen.counts.reshape(1, -1, seen.counts.shape[-1]).astype(np.int32)
         figures = SpanFigures(
             energy=np.array([seen.energy.sum()], np.float32),

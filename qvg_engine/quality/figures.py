@@ -77,7 +77,10 @@ class FramePsnr(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one stream's resident pages and codebooks at their peak, by length of the video."""
+    """Bytes of one stream's resident pages at their peak, by length of the video.
+
+    `codebook_bytes` are those of codebooks and of refinements.
+    """
 
     model: str
     name: str
@@ -88,7 +91,7 @@ class MemoryCurve(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_bytes(self) -> tuple[int, ...]:
-        """Pages and codebooks."""
+        """Pages and what belongs to them."""
         return tuple(map(sum, zip(self.page_bytes, self.codebook_bytes, strict=True)))
 
 

@@ -1,7 +1,7 @@
 """Bytes of one stream's resident KV-cache against the length of its video.
 
-The engine's own formulas, without an engine: pages at their peak, and the codebooks that a stream
-reserves.
+The engine's own formulas, without an engine: pages at their peak, and the codebooks and refinement
+pages that a stream reserves.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ import msgspec
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.format import CacheGeometry, PageFormat
-from qvg_engine.block_manager.page_count import peak_pages
-from qvg_engine.cache import FULL_HISTORY_OVERHEAD, WINDOWED_OVERHEAD
+from qvg_engine.block_manager.page_count import pages_for, peak_pages
+from qvg_engine.cache import default_overheads
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.figures import MemoryCurve
 
@@ -81,15 +81,20 @@ def memory_curve(
     seconds: Sequence[float] = SECONDS,
 ) -> MemoryCurve:
     """Bytes of one stream with the engine's default settings, with a window or the full history."""
+    codebook_overhead, refinement_overhead = default_overheads(
+        page_format, page_format, windowed=windowed
+    )
     layout = CacheLayout(
         geometry=shape.geometry,
         page_size=PAGE_SIZE,
         key_format=page_format,
         value_format=page_format,
         compute_itemsize=_COMPUTE_BYTES,
-        codebook_overhead=WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD,
+        codebook_overhead=codebook_overhead,
         max_live_codebooks=CodebookPolicy().max_live,
+        refinement_overhead=refinement_overhead,
     )
+    chunk_pages = pages_for(shape.frames_per_chunk * shape.tokens_per_frame, PAGE_SIZE)
     pages, codebooks = [], []
     for length in seconds:
         num_chunks = shape.num_chunks(length)
@@ -97,7 +102,10 @@ def memory_curve(
         num_tokens = _peak(shape, num_chunks, page_size=1, windowed=windowed)
         rows = layout.budget.rows_per_set(num_tokens) if layout.budget is not None else 0
         pages.append(num_pages * layout.page_bytes)
-        codebooks.append(rows * layout.codebook_row_bytes)
+        refinements = min(chunk_pages, layout.refinement_pages(num_tokens))
+        codebooks.append(
+            rows * layout.codebook_row_bytes + refinements * layout.refinement_page_bytes
+        )
     return MemoryCurve(
         model=shape.model,
         name=page_format.name,

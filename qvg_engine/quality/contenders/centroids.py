@@ -24,7 +24,8 @@ def stored_centroids(centroids: Tensor, centroid_type: CentroidType) -> Tensor:
     """Centroids fp32 [heads, centroids, head_dim] as they are read again, a new tensor.
 
     * "float16", "e4m3": saturating.
-    * "e4m3-scaled": times a power of two for every channel, a byte, that brings the largest to 224 to 448.
+    * "e4m3-scaled": times a power of two for every channel, a byte, that brings the largest to
+      224 to 448.
     * "int8": 256 even levels from the least to the largest of every channel; scale and zero point
       in float16.
     """

@@ -8,8 +8,9 @@
   squared error, which the published methods do not.
 * Changes of `four`, `signs` and `ternary`, and of the presets `q2` and `q1`, whatever these are,
   that an engine does not have: `-hadamard` rotates before clustering, `-fp16-centroids`,
-  `-fp8-centroids`, `-fp8-scaled-centroids` and `-int8-centroids` store those otherwise, `-aware` tries four centroids a stage for the least final
-  error, `-refit` fits centroids to codes, `-channels64` has scales of a channel for 64 tokens.
+  `-fp8-centroids`, `-fp8-scaled-centroids` and `-int8-centroids` store those otherwise, `-aware`
+  tries four centroids a stage for the least final error, `-refit` fits centroids to codes,
+  `-channels64` has scales of a channel for 64 tokens.
 """
 
 import msgspec

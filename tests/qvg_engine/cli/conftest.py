@@ -73,6 +73,7 @@ class FakeEngine:
             kv_ratio=2.0,
             total_ratio=1.25,
             codebook_bytes=0,
+            refinement_bytes=0,
             workspace_bytes=600,
             text_bytes=0,
             decoder_bytes=0,

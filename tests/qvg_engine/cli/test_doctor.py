@@ -22,6 +22,7 @@ PLAN = CapacityPlan(
     num_pages=600,
     page_bytes=2**20,
     codebook_bytes=0,
+    refinement_bytes=0,
     pages_per_stream=144,
     kv_bytes_per_stream=144 * 2**20,
     workspace_bytes=5 * 2**20,
@@ -124,17 +125,18 @@ def test_a_plan_that_does_not_fit_says_what_would() -> None:
     assert rows["longest video"] == "320 frames (20.0 s)"
 
 
-def test_a_plan_counts_the_codebooks() -> None:
+def test_a_plan_counts_codebooks_and_refinements() -> None:
     plan = msgspec.structs.replace(
         PLAN,
         num_pages=100,
         num_streams=0,
         codebook_bytes=10 * 2**20,
+        refinement_bytes=3 * 2**20,
         kv_bytes_per_stream=160 * 2**20,
     )
     rows = dict(describe_plan(plan, frames_per_second=16))
-    assert rows["one video takes"].startswith("144 pages and their codebooks (160.0 MiB)")
-    assert "10.0 MiB of codebooks" in rows["the engine takes"]
+    assert rows["one video takes"].startswith("144 pages and what belongs to them (160.0 MiB)")
+    assert "10.0 MiB of codebooks, 3.0 MiB of refinements" in rows["the engine takes"]
     assert "--kv-memory 160MiB" in rows["at the same time"]
 
 

@@ -80,6 +80,7 @@ def test_json_has_exactly_the_published_keys(cli: CommandLine, engine: Any, tmp_
         "kv_ratio",
         "total_ratio",
         "codebook_bytes",
+        "refinement_bytes",
         "workspace_bytes",
         "peak_rss_bytes",
     }

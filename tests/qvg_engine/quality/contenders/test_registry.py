@@ -50,8 +50,9 @@ def test_zeros_stay_zeros(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("qvg", 1e-5), ("q2", 1e-4), ("q2-fp16-centroids", 1e-7), ("four-aware-refit", 1e-7), ("ternary-2stages", 1e-7),
-     ("signs-2stages-channels64", 1e-7), ("four-fp8-centroids", 1e-4), ("kivi2", 1e-7)],
+    [("qvg", 1e-5), ("q2", 1e-4), ("q2-fp16-centroids", 1e-7), ("four-aware-refit", 1e-7),
+     ("ternary-2stages", 1e-7), ("signs-2stages-channels64", 1e-7),
+     ("four-fp8-centroids", 1e-4), ("kivi2", 1e-7)],
 )  # fmt: skip
 def test_a_row_that_never_changes_is_kept(name: str, limit: float) -> None:
     rows = normal_rows(1).expand(TOKENS, 2, 128).clone()

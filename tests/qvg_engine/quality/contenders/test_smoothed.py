@@ -33,8 +33,12 @@ def test_without_any_change_it_is_the_page_format(name: str, is_key: bool) -> No
     """Bit for bit, with its bits."""
     codec = page_format(name).codec
     assert codec is not None
+    assert codec.centroid_type in ("float16", "e4m3")
     same = SmoothedContender(
-        name="same", residual=TokenGroups(spec=without_centroids(codec)), stages=codec.stages
+        name="same",
+        residual=TokenGroups(spec=without_centroids(codec)),
+        stages=codec.stages,
+        centroid_type=codec.centroid_type,
     )
     # A whole number of pages: the page format counts whole ones.
     rows = clustered_rows(192)
