@@ -57,4 +57,5 @@ def with_centroids(page_format: PageFormat, centroids: int) -> PageFormat:
     if codec is None or not codec.stages:
         return page_format
     few = min(centroids, codec.centroids)
-    return PageFormat(name=page_format.name, codec=msgspec.structs.replace(codec, centroids=few))
+    codec = msgspec.structs.replace(codec, centroids=few)
+    return msgspec.structs.replace(page_format, codec=codec)
