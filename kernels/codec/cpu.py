@@ -14,15 +14,7 @@ from torch import Tensor
 
 from qvg_engine.kernels.codec.arrays import page_arrays, refinement_arrays
 from qvg_engine.kernels.codec.cpu_trellis import load_words, unpack_row
-from qvg_engine.kernels.codec.cpu_vectors import (
-    LANES,
-    fill_four_bits,
-    fill_four_bits_of_trellis,
-    fill_one_bit,
-    fill_one_bit_of_trellis,
-    fill_two_bits,
-    fill_two_bits_of_trellis,
-)
+from qvg_engine.kernels.codec.cpu_vectors import NO_KIND, fill_rows, find_kind
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.page_runs import PageRuns
@@ -57,7 +49,7 @@ class _Scratch(NamedTuple):
     """What rows of a page are decoded in, and with.
 
     code: int32 [channels, padded]; planes: the same memory, [planes, bytes].
-    group_scale, scale: fp32, of groups, of channels.
+    group_scale: fp32 [page_size, groups]; scale: fp32, of channels.
     rows: fp32 [page_size, head_dim], the decoded rows.
     """
 
@@ -76,7 +68,7 @@ def _make_scratch(pages: Any) -> Any:
     return _Scratch(
         planes.reshape(-1),
         planes,
-        np.empty(pages.scales.shape[3], np.float32),
+        np.empty((page_size, pages.scales.shape[3]), np.float32),
         np.empty(head_dim, np.float32),
         np.empty((page_size, head_dim), np.float32),
     )
@@ -117,7 +109,8 @@ def _load_books(pages: Any, page_id: Any, first_head: Any, last_head: Any) -> An
     return _Books(of_entry, centroids, widths)
 
 
-@njit(nogil=True, cache=True)
+# What is small is inlined: Numba counts the references to all the arrays that a function is given.
+@njit(inline="always")
 def _widen(stored: Any, out: Any) -> None:
     for i in range(out.shape[0]):
         out[i] = read(stored[i])
@@ -133,20 +126,32 @@ def _fill_rows(
     packed, stored = pages.codes[page, head], pages.scales[page, head]
     centroids, width = books.centroids[book, head], books.widths[book, head]
     ids, rows = pages.ids[page, head], scratch.rows
-    by_plane = pages.plane_groups[0] >= 0 and ids.shape[0] > 0
-    if by_plane and packed.shape[1] % LANES == 0:
-        _fill_by_vector(pages, packed, stored, ids[0], centroids[0], width, begin, end, scratch)
-    else:
+    kind = NO_KIND
+    if pages.plane_groups[0] >= 0:
+        kind = find_kind(pages.bits, pages.trellis, ids.shape[0], packed.shape[1])
+    if kind == NO_KIND:
         _fill_by_channel(pages, packed, stored, width, begin, end, scratch)
-        if ids.shape[0] > 0:
-            _add_centroids(ids[0], centroids[0], begin, end, rows)
-    for stage in range(1, ids.shape[0]):
+    else:
+        _fill_by_vector(pages, kind, packed, stored, ids, centroids, width, begin, end, scratch)
+    for stage in range(0 if kind == NO_KIND else 2, ids.shape[0]):
         _add_centroids(ids[stage], centroids[stage], begin, end, rows)
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
+def _load_scales(stored: Any, begin: Any, end: Any, group_scale: Any) -> None:
+    """Widen the scales of the slots [begin, end) into the first rows of `group_scale`."""
+    # The compiler makes vectors of one loop over them all.
+    num_groups = stored.shape[1]
+    source = stored.reshape(-1)[begin * num_groups : end * num_groups]
+    target = group_scale.reshape(-1)
+    for i in range(source.shape[0]):
+        target[i] = read(source[i])
+
+
+@njit(inline="always")
 def _fill_by_vector(
     pages: Any,
+    kind: Any,
     packed: Any,
     stored: Any,
     ids: Any,
@@ -156,28 +161,24 @@ def _fill_by_vector(
     end: Any,
     scratch: Any,
 ) -> None:
-    """Levels times scales and widths, plus the first centroid.
-
-    Each plane is of one group, and codes fill whole vectors of bytes.
-    """
-    plane_scale, rows, levels = scratch.scale, scratch.rows, pages.levels
-    kind = pages.bits + (8 if pages.trellis else 0)
-    for slot in range(begin, end):
-        for plane in range(pages.plane_groups.shape[0]):
-            plane_scale[plane] = read(stored[slot, pages.plane_groups[plane]])
-        codes, row, centroid = packed[slot], rows[slot - begin], centroids[np.int64(ids[slot])]
-        if kind == 1:
-            fill_one_bit(codes, levels, plane_scale, width, centroid, row)
-        elif kind == 2:
-            fill_two_bits(codes, levels, plane_scale, width, centroid, row)
-        elif kind == 4:
-            fill_four_bits(codes, levels, plane_scale, width, centroid, row)
-        elif kind == 9:
-            fill_one_bit_of_trellis(codes, levels, plane_scale, width, centroid, row)
-        elif kind == 10:
-            fill_two_bits_of_trellis(codes, levels, plane_scale, width, centroid, row)
-        else:
-            fill_four_bits_of_trellis(codes, levels, plane_scale, width, centroid, row)
+    """Levels times scales and widths, plus the first two centroids, or the one there is."""
+    _load_scales(stored, begin, end, scratch.group_scale)
+    second = min(1, ids.shape[0] - 1)
+    fill_rows(
+        kind,
+        begin,
+        end,
+        packed,
+        pages.levels,
+        scratch.group_scale,
+        pages.plane_groups,
+        width,
+        ids[0],
+        centroids[0],
+        ids[second],
+        centroids[second],
+        scratch.rows,
+    )
 
 
 @njit(nogil=True, cache=True)
@@ -190,12 +191,11 @@ def _fill_by_channel(
     head_dim, size = rows.shape[1], planes.shape[1]
     words, y1, y0 = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
     mask = np.int32((1 << pages.bits) - 1)
+    _load_scales(stored, begin, end, group_scale)
     for slot in range(begin, end):
         row = slot - begin
-        for group in range(stored.shape[1]):
-            group_scale[group] = read(stored[slot, group])
         for i in range(head_dim):
-            scale[i] = group_scale[groups[i]]
+            scale[i] = group_scale[row, groups[i]]
         if pages.trellis:
             load_words(packed[slot], pages.bits, words, y1, y0)
             unpack_row(words, y1, y0, pages.bits, planes)

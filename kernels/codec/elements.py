@@ -36,12 +36,10 @@ def encode_float16(value: Any) -> Any:
 @njit(nogil=True, cache=True)
 def decode_float16(code: Any) -> Any:
     """Float16 bits, int16, of a finite number as a float32 (Numba code only)."""
-    bits = np.uint32(np.uint16(code))
-    magnitude = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
-    sign = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16))
+    # The sign, spread over the bits above the exponent, is cut down to one.
+    bits = np.int32(np.int32(code) << np.int32(13)) & np.int32(-0x70000001)
     # Too small by the difference of the biases, also if subnormal.
-    scaled = np.float32(magnitude * np.float32(2.0**112))
-    return np.uint32(scaled.view(np.uint32) | sign).view(np.float32)
+    return np.int32(bits).view(np.float32) * np.float32(2.0**112)
 
 
 def read(element: Any) -> Any:

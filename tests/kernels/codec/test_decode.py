@@ -82,6 +82,37 @@ def test_kernels_decode_to_the_same_bits(
     assert out[:, 4 + count :].isnan().all()
 
 
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 192])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("trellis", [False, True])
+def test_rows_of_all_sizes_decode_to_the_same_bits(
+    make_pages: MakePages, trellis: bool, bits: int, stages: int, head_dim: int
+) -> None:
+    # Codes fill whole vectors of 16 bytes, or of 8, one or several, or they do not.
+    positive = tuple(0.3 + k + k * k / 40 for k in range(2 ** (bits + trellis) // 2))
+    spec = msgspec.structs.replace(
+        PRESETS["q2"],
+        stages=stages,
+        centroids=9,
+        bits=bits,
+        trellis=trellis,
+        levels=(*(-x for x in reversed(positive)), *positive),
+        group=head_dim // 2,
+    )
+    pages = make_pages(spec, head_dim=head_dim)
+    pages.slot_of_page[:] = [2, 0, 1, 1, 0, 2]
+    pages.codes.copy_(torch.randint(256, pages.codes.shape))
+    pages.ids.copy_(torch.randint(7, pages.ids.shape))
+    pages.scales.copy_(torch.randint(1, 0x7E, pages.scales.shape))
+    runs = as_runs(RUNS["cut at both ends"])
+    out, expected = torch.full((2, 2, runs.num_tokens, head_dim), torch.nan)
+    decode(pages, runs, out, start=0, rope=None)
+    reference.decode(pages, runs, expected, start=0, rope=None)
+    assert out.isfinite().all()
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("is_rotated", [False, True])
 def test_threads_decode_to_the_same_bits(
     make_pages: MakePages, monkeypatch: pytest.MonkeyPatch, is_rotated: bool
