@@ -232,15 +232,28 @@ def _refine_rows(
     pages, refined = refinement.pages, np.int64(refinement.page_of[page])
     packed, stored = pages.codes[refined, head], pages.scales[refined, head]
     width, rows = books.widths[books.of_entry[entry], head], scratch.rows
-    is_usual = pages.bits == 2 and pages.trellis and pages.plane_groups[0] >= 0
-    if is_usual and packed.shape[1] % LANES == 0:
-        plane_scale, levels = scratch.scale, pages.levels
-        for slot in range(begin, end):
-            for plane in range(pages.plane_groups.shape[0]):
-                plane_scale[plane] = read(stored[slot, pages.plane_groups[plane]])
-            # What a row is by now takes the place of the centroid.
-            row = rows[slot - begin]
-            fill_two_bits_of_trellis(packed[slot], levels, plane_scale, width, row, row)
+    kind = find_kind(pages.bits, pages.trellis, 1, packed.shape[1])
+    is_usual = kind != NO_KIND and pages.plane_groups[0] >= 0
+    # Ids are bytes.
+    if is_usual and packed.shape[0] <= 256 and stored.shape[1] == scratch.group_scale.shape[1]:
+        _load_scales(stored, begin, end, scratch.group_scale)
+        # What a row is by now takes the place of the centroid.
+        place = (np.arange(packed.shape[0]) - begin).astype(np.uint8)
+        fill_rows(
+            kind,
+            begin,
+            end,
+            packed,
+            pages.levels,
+            scratch.group_scale,
+            pages.plane_groups,
+            width,
+            place,
+            rows,
+            place,
+            rows,
+            rows,
+        )
         return
     own = _make_scratch(pages)
     _fill_by_channel(pages, packed, stored, width, begin, end, own)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.arrays import page_arrays
-from qvg_engine.kernels.codec.cpu_trellis_store import code_block
+from qvg_engine.kernels.codec.cpu_trellis_store import ABSMAX, SEARCHED, SPREAD, code_block
 from qvg_engine.kernels.codec.elements import read, write
 from qvg_engine.kernels.codec.packing import pack_row
 from qvg_engine.kernels.codec.pages import CodedPages
@@ -31,7 +31,7 @@ class _Grid(NamedTuple):
     thresholds: Any
     top: Any
     zero_code: Any
-    is_searched: Any
+    rule: Any
     normal_scale: Any
     spread_factors: Any
     peak_factors: Any
@@ -101,6 +101,20 @@ def _fit_scale(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _fill_spread(channels: Any, residual: Any, widths: Any, grid: Any, spread: Any) -> None:
+    """The best scales fp64 [tokens] for normally distributed channels of a group's energy."""
+    weight = 0.0
+    spread[:] = 0.0
+    for channel in channels:
+        weight += np.float64(widths[channel]) * np.float64(widths[channel])
+        row = residual[channel]
+        for i in range(spread.shape[0]):
+            spread[i] += np.float64(row[i]) * np.float64(row[i])
+    for i in range(spread.shape[0]):
+        spread[i] = grid.normal_scale * np.sqrt(spread[i] / weight)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _search(
     channels: Any,
     residual: Any,
@@ -119,15 +133,8 @@ def _search(
     wanted = np.empty(count, np.float64)
     error = np.empty(count, np.float64)
     best_error = np.full(count, np.inf)
-    spread = np.zeros(count, np.float64)
-    weight = 0.0
-    for channel in channels:
-        weight += np.float64(widths[channel]) * np.float64(widths[channel])
-        row = residual[channel]
-        for i in range(count):
-            spread[i] += np.float64(row[i]) * np.float64(row[i])
-    for i in range(count):
-        spread[i] = grid.normal_scale * np.sqrt(spread[i] / weight)
+    spread = np.empty(count, np.float64)
+    _fill_spread(channels, residual, widths, grid, spread)
     num_spreads = grid.spread_factors.shape[0]
     num_candidates = num_spreads + grid.peak_factors.shape[0]
     for candidate in range(num_candidates + 1):
@@ -165,8 +172,14 @@ def _choose_scales(
         row = normal[channel]
         for i in range(peak.shape[0]):
             peak[i] = max(peak[i], abs(row[i]))
-    if grid.is_searched:
+    if grid.rule == SEARCHED:
         _search(channels, residual, normal, widths, peak, grid, like, scale)
+        return
+    if grid.rule == SPREAD:
+        spread = np.empty(scale.shape[0], np.float64)
+        _fill_spread(channels, residual, widths, grid, spread)
+        for i in range(peak.shape[0]):
+            scale[i] = read(write(np.float32(spread[i]), like))
         return
     for i in range(peak.shape[0]):
         # The published floor of 1e-10 is lost when the scale is rounded.
@@ -283,7 +296,7 @@ def _grid(spec: CodecSpec, head_dim: int) -> _Grid:
         thresholds=np.array(spec.thresholds, np.float32),
         top=np.float32(spec.top),
         zero_code=spec.zero_code,
-        is_searched=spec.scale_rule == "searched",
+        rule={"absmax": ABSMAX, "spread": SPREAD, "searched": SEARCHED}[spec.scale_rule],
         normal_scale=spec.normal_scale,
         spread_factors=np.array(SPREAD_FACTORS),
         peak_factors=np.array(PEAK_FACTORS),

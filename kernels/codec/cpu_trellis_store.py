@@ -8,6 +8,9 @@ from numba import njit
 from qvg_engine.kernels.codec.cpu_trellis import choose_codes, find_levels
 from qvg_engine.kernels.codec.elements import read, write
 
+ABSMAX, SPREAD, SEARCHED = 0, 1, 2
+"""The scale rules of `CodecSpec`."""
+
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _usual_scales(
@@ -85,14 +88,15 @@ def code_block(
     error, fitted = np.empty(num_tokens, np.float64), np.empty(num_tokens, np.float64)
     group_error, wanted = np.full(scales.shape, np.inf), np.empty(scales.shape, np.float64)
     best_error = np.full(num_tokens, np.inf)
-    num_trials = 4 if grid.is_searched else 1
+    is_searched = grid.rule == SEARCHED
+    num_trials = 4 if is_searched else 1
     for attempt in range(num_trials):
-        if attempt == num_trials - 1 and grid.is_searched:
+        if attempt == num_trials - 1 and is_searched:
             value = wanted
         elif attempt == 1:
             value = np.sqrt(spread * peak)
         else:
-            value = spread if grid.is_searched and attempt == 0 else peak
+            value = spread if grid.rule != ABSMAX and attempt == 0 else peak
         for group in range(scales.shape[0]):
             for i in range(num_tokens):
                 trial[group, i] = read(write(np.float32(value[group, i]), like))

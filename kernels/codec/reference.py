@@ -113,7 +113,11 @@ def _trellis_codes(
     energy = _sum(grouped.double().square()) / _sum(group_weights.double().square())
     spread = spec.normal_scale * energy.sqrt()
     is_searched = spec.scale_rule == "searched"
-    candidates = [spread, (spread * peak).sqrt(), peak] if is_searched else [peak]
+    candidates = {
+        "absmax": [peak],
+        "spread": [spread],
+        "searched": [spread, (spread * peak).sqrt(), peak],
+    }[spec.scale_rule]
     best, best_codes, best_error = None, None, None
     wanted = group_error = torch.empty_like(peak)
     for attempt in range(len(candidates) + is_searched):
@@ -160,6 +164,8 @@ def _stored_scales(residual: Tensor, weights: Tensor, spec: CodecSpec) -> Tensor
         return _to_scales(peak / top, spec)
     spread = _sum(residual.double().square()) / _sum(weights.double().square())
     spread = spec.normal_scale * spread.sqrt()
+    if spec.scale_rule == "spread":
+        return _to_scales(spread.float(), spec)
     candidates = [
         *(spread * factor for factor in SPREAD_FACTORS),
         *(peak.double() / top.double() * factor for factor in PEAK_FACTORS),

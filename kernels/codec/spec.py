@@ -41,7 +41,8 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     * `trellis`: which level a code means depends on the codes before, see `trellis.py`. There are
       2**(bits + 1) levels then, and -level is one for every level.
     * `group`: consecutive channels of one token that share a scale; see `for_head_dim`.
-    * `scale_rule`: "absmax" makes the largest level the group's largest magnitude. "searched"
+    * `scale_rule`: "absmax" makes the largest level the group's largest magnitude. "spread" takes
+      the best scale for normally distributed channels of the group's energy. "searched"
       tries some scales and keeps the one with the least squared error, weighted by the widths:
       `SPREAD_FACTORS` times the best scale for normally distributed channels of the group's
       energy, `PEAK_FACTORS` times that of "absmax", and then, for the best one's levels l, the
@@ -62,7 +63,7 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bits: int
     levels: tuple[float, ...]
     group: int
-    scale_rule: Literal["absmax", "searched"]
+    scale_rule: Literal["absmax", "spread", "searched"]
     scale_type: Literal["e4m3", "float16"]
     channel_widths: bool
     centroid_type: Literal["e4m3", "float16", "bfloat16", "float32"]
@@ -75,7 +76,7 @@ class CodecSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         check_choice("trellis", self.trellis, (False, True))
         _check_levels(self.levels, self.bits, is_trellis=self.trellis)
         check_range("group", self.group, 1, MAX_GROUP)
-        check_choice("scale_rule", self.scale_rule, ("absmax", "searched"))
+        check_choice("scale_rule", self.scale_rule, ("absmax", "spread", "searched"))
         check_choice("scale_type", self.scale_type, tuple(_SCALE_BYTES))
         check_choice("channel_widths", self.channel_widths, (False, True))
         check_choice("centroid_type", self.centroid_type, tuple(_CENTROID_BYTES))

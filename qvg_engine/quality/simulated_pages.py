@@ -16,6 +16,7 @@ from torch import Tensor
 from qvg_engine.block_manager.codebook_policy import SpanPlan
 from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.quality.contender import Contender
 
 _write = PageStore.write
@@ -45,6 +46,8 @@ def simulated_pages(contender: Contender) -> Iterator[None]:
         values: Tensor,
         span: SpanPlan | None = None,
         figures: SpanFigures | None = None,
+        seen: PageRuns | None = None,
+        refined: NDArray[np.int32] | None = None,
     ) -> None:
         read_keys, read_values = (
             contender.round_trip(

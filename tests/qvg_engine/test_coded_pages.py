@@ -61,6 +61,14 @@ def test_finer_formats_are_nearer() -> None:
     assert errors == sorted(errors), errors
 
 
+def tensors_of(pages: CodedPages) -> list[torch.Tensor]:
+    """All that a layer's K or V takes."""
+    tensors = [pages.codes, pages.ids, pages.scales, pages.codebooks.rows]
+    if pages.refinement is not None:
+        tensors += [pages.refinement.codes, pages.refinement.scales]
+    return tensors
+
+
 def test_the_allocated_bytes_are_the_formula() -> None:
     for name in CODED:
         engine = make_engine(name)
@@ -71,9 +79,11 @@ def test_the_allocated_bytes_are_the_formula() -> None:
             for layer in range(layout.geometry.num_layers)
             for pages in (store.layer(layer).keys, store.layer(layer).values)
             if isinstance(pages, CodedPages)
-            for x in (pages.codes, pages.ids, pages.scales, pages.codebooks.rows)
+            for x in tensors_of(pages)
         ]
-        assert len(tensors) == 4 * 2 * layout.geometry.num_layers
+        refined = layout.refinement_overhead > 0
+        assert refined == (name in ("q4", "q2", "q1"))
+        assert len(tensors) == (6 if refined else 4) * 2 * layout.geometry.num_layers
         assert sum(tensors) == store.num_bytes == layout.num_bytes(store.num_pages)
         spec = get_format(name).codec
         assert spec is not None
@@ -81,7 +91,9 @@ def test_the_allocated_bytes_are_the_formula() -> None:
         assert layout.page_bytes * 8 == pytest.approx(
             elements * spec.for_head_dim(128).bits_per_element(128)
         )
-        assert rows * layout.codebook_row_bytes * 8 <= 0.33 * elements * store.num_pages
+        refinements = layout.refinement_pages(64 * store.num_pages) * layout.refinement_page_bytes
+        more = rows * layout.codebook_row_bytes + refinements
+        assert more * 8 <= 0.33 * elements * store.num_pages
         assert store.num_bytes <= 16 * 2**20
 
 
@@ -89,11 +101,57 @@ def test_the_allocated_bytes_are_the_formula() -> None:
 def test_codebooks_keep_to_their_overhead(window_frames: int | None) -> None:
     engine = make_engine("q2", window_frames=window_frames)
     overhead = engine._cache.layout.codebook_overhead
-    assert overhead == (0.09 if window_frames is None else 0.33)
+    refining = engine._cache.layout.refinement_overhead
+    assert overhead + refining == pytest.approx(0.09 if window_frames is None else 0.33)
     latents(engine, "a", chunks=16)
     peak = engine._cache.peak
     elements = peak.bf16_bytes / 2
     assert 0 < peak.codebook_bytes * 8 <= overhead * elements
+    assert peak.refinement_bytes * 8 <= refining * elements
+    # A page is the least that can be refined: with the full history it takes 5,440 tokens.
+    assert (peak.refinement_bytes > 0) == (window_frames == 48)
+
+
+def newest_refined(engine: VideoEngine) -> list[int]:
+    """Pages that are refined now."""
+    codebooks = engine._cache.block_manager.codebooks
+    assert codebooks is not None
+    return [int(page) for page in np.flatnonzero(codebooks.refinements.refinement_of >= 0)]
+
+
+def test_the_newest_chunk_alone_is_refined() -> None:
+    engine = make_engine("q2")
+    engine.add_request(
+        VideoRequest(request_id="a", prompt=PROMPTS[0], num_frames=240, output="latents")
+    )
+    seen = set()
+    while engine.has_unfinished_requests():
+        engine.step()
+        engine.check_integrity()
+        pages = newest_refined(engine)
+        seen |= set(pages)
+        assert len(pages) in (0, 3), "a chunk has three pages"
+    assert len(seen) > 12, "others, chunk after chunk"
+    assert newest_refined(engine) == []
+
+
+def test_refining_brings_videos_nearer_to_the_exact_one() -> None:
+    exact = latents(make_engine("bf16"), "a", chunks=20)
+
+    def error(**settings: float) -> float:
+        made = latents(make_engine("q1", **settings), "a", chunks=20)
+        return float((made[3:12] - exact[3:12]).square().mean())
+
+    without = error(refinement_overhead=0.0, codebook_overhead=0.33)
+    assert error() < 0.6 * without
+
+
+def test_both_strategies_read_refinements() -> None:
+    made = [
+        latents(make_engine("q2", attention_backend=backend), "a", chunks=16)
+        for backend in ("workspace", "reference")
+    ]
+    torch.testing.assert_close(made[0], made[1], rtol=0, atol=2e-3)
 
 
 def test_an_abort_gives_back_pages_slots_and_rows() -> None:
@@ -110,6 +168,7 @@ def test_an_abort_gives_back_pages_slots_and_rows() -> None:
     engine.step()
     engine.check_integrity()
     assert codebooks.pool.num_reserved_rows == 0
+    assert codebooks.refinements.num_reserved == 0
     assert engine._cache.block_manager.num_used == 0
 
 

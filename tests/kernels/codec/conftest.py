@@ -51,6 +51,8 @@ SPECS: dict[str, CodecSpec] = {
         )
         for bits in (1, 2, 4)
     },
+    "spread": msgspec.structs.replace(PRESETS["q2"], scale_rule="spread"),
+    "spread, no trellis": msgspec.structs.replace(PRESETS["qvg"], scale_rule="spread"),
     "wide centroids": msgspec.structs.replace(PRESETS["q1"], centroid_type="float16"),
     # Nothing but the sizes is that of a preset; no channel has a level at zero, or of few bits.
     "odd": CodecSpec(

@@ -250,7 +250,7 @@ def test_threads_decode_to_the_same_bits(
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize(("size", "spread", "decibels"), [(1, 0, 10), (0.1, 0.5, 9.5)])
+@pytest.mark.parametrize(("size", "spread", "decibels"), [(1, 0, 9.9), (0.1, 0.5, 9.2)])
 def test_a_refinement_takes_off_the_error_what_two_bits_can(
     make_pages: MakePages, name: str, size: float, spread: float, decibels: float
 ) -> None:
