@@ -7,7 +7,7 @@ from qvg_engine.quality.equal_bytes.summary import EqualBytesTable
 from qvg_engine.quality.plots import make_figure, to_png
 from qvg_engine.quality.table.bootstrap import Interval
 
-_MARKS = "os^vD"
+_MARKS = "os^vDP"
 
 
 def draw_plot(table: EqualBytesTable) -> bytes:
@@ -39,20 +39,20 @@ def _arms(axis: Any, table: EqualBytesTable, *, by_bytes: bool) -> None:
 
 
 def _differences(axis: Any, table: EqualBytesTable) -> None:
-    """The same as differences over the looks that windows are told apart by."""
+    """Differences of the same, over the looks that tell the windows apart unless they say all."""
     names = [item.name for item in table.budgets[0].differences]
     for place, name in enumerate(names):
         for index, row in enumerate(table.budgets):
             found = row.differences[place].gain_db
             if found is not None:
-                x = index + 0.14 * (place - (len(names) - 1) / 2)
+                x = index + 0.13 * (place - (len(names) - 1) / 2)
                 label = name if index == 0 else None
                 _bar(axis, x, found, mark=_MARKS[place], colour=f"C{place}", label=label)
     axis.axhline(0, color="#888888", linewidth=0.8)
     labels = [f"{row.budget.long} against {row.budget.short}" for row in table.budgets]
     axis.set_xticks(range(len(labels)), labels=labels)
     axis.set_xlabel("windows in latent frames")
-    axis.set_title("differences over looks that are told apart, dB", fontsize=10)
+    axis.set_title("the same, differences, dB", fontsize=10)
 
 
 def _bar(

@@ -43,9 +43,10 @@ def to_markdown(table: EqualBytesTable, *, has_plot: bool) -> str:
     settings = table.settings
     lines = [
         "# A longer window at equal bytes",
-        f"{settings.num_prompts} prompts with {settings.num_seeds} seeds, {settings.num_frames} "
-        f"frames each ({settings.dtype}). Windows are in latent frames and count the chunk itself. "
-        "Differences are paired by prompt and seed, intervals are of 95 %.",
+        f"{settings.num_prompts} prompts, seeds of each: {settings.num_seeds}; "
+        f"{settings.num_frames} frames a video ({settings.dtype}). Windows are in latent frames "
+        "and count the chunk itself. Differences are paired by prompt and seed, intervals are of "
+        "95 %.",
         *(answer_line(row, table) for row in table.budgets),
         claim(table),
     ]
@@ -77,8 +78,8 @@ def claim(table: EqualBytesTable) -> str:
     shown = sum(row.verdict == "shown" for row in table.budgets)
     made = "is shown" if table.shown else "is not shown"
     return (
-        f"That compression buys memory {made}: {shown} of {len(table.budgets)} budgets show it. A "
-        "budget shows it if both intervals lie above 0."
+        f"That compression buys memory {made}: budgets that show it are {shown} of "
+        f"{len(table.budgets)}. A budget shows it if both intervals lie above 0."
     )
 
 
@@ -144,7 +145,7 @@ def _kinds_sheet(table: EqualBytesTable) -> Sheet:
         rows=tuple(rows),
         note=(
             "Told apart: the ground had left the shorter window before it came back, and the "
-            "longer one still saw the whole first sight: only these looks are compared below. "
+            "longer one still saw the whole first sight: these looks give the answer. "
             "Within both, beyond both: both windows see all of it, or nothing. In between: any "
             "other."
         ),
@@ -173,6 +174,7 @@ def _difference_sheet(row: BudgetRow) -> Sheet:
             )
             for item in row.differences
         ),
+        note="Over the looks that tell the windows apart, but for the last row.",
     )
 
 

@@ -29,8 +29,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """One arm less another, paired by prompt and seed.
 
     `revisited_db` is of the PSNR of revisited ground, `gain_db` of that less other ground's, both
-    over the looks that the budget tells apart and `pairs` of videos that both have such looks;
-    `adherence` is of all videos. Without pairs there is no interval.
+    over the looks that are chosen and `pairs` of videos that both have such looks; `adherence` is
+    of all videos. Without pairs there is no interval.
     """
 
     name: str
@@ -66,7 +66,8 @@ class BudgetRow(msgspec.Struct, frozen=True, kw_only=True):
     """One budget of bytes.
 
     `kinds` counts the looks of its two arms by what the windows see of their ground. The first of
-    `differences` is the budget's answer, the others tell window and format apart.
+    `differences` is the budget's answer, the others tell window and format apart; all are over the
+    looks that tell the windows apart, but for the last, which is over all looks.
     """
 
     budget: Budget
@@ -181,6 +182,7 @@ def _budget_row(study: Study, budget: Budget, rows: dict[str, ArmRow]) -> Budget
     differences = tuple(
         compare(title, study, ours, theirs, told_apart) for title, ours, theirs in comparisons
     )
+    everything = compare("equal bytes, all looks", study, coded_long, exact_short, _any_look)
     videos = (*study.videos(coded_long), *study.videos(exact_short))
     counted = Counter(kind(look) for video in videos for look in video.looks)
     verdict = answer(
@@ -191,7 +193,7 @@ def _budget_row(study: Study, budget: Budget, rows: dict[str, ArmRow]) -> Budget
     return BudgetRow(
         budget=budget,
         kinds={kind: counted[kind] for kind in KINDS},
-        differences=differences,
+        differences=(*differences, everything),
         verdict=verdict,
     )
 
@@ -199,9 +201,6 @@ def _budget_row(study: Study, budget: Budget, rows: dict[str, ArmRow]) -> Budget
 def _arm_row(name: str, found: Sequence[BatchFigures], seed: int) -> ArmRow:
     videos = [video for figures in found for video in figures.videos]
     laps = [look.lap for video in videos for look in video.looks]
-
-    def everything(look: Look) -> bool:
-        return True
 
     def interval(measure: Measure) -> Interval | None:
         by_prompt: dict[str, list[float]] = {}
@@ -219,10 +218,14 @@ def _arm_row(name: str, found: Sequence[BatchFigures], seed: int) -> ArmRow:
         kv_ratio=min((figures.kv_ratio for figures in found), default=0),
         num_looks=len(laps),
         lap=fmean(laps) if laps else None,
-        revisited_db=interval(_mean_look(lambda look: look.db, everything)),
-        gain_db=interval(_mean_look(lambda look: look.gain_db, everything)),
+        revisited_db=interval(_mean_look(lambda look: look.db, _any_look)),
+        gain_db=interval(_mean_look(lambda look: look.gain_db, _any_look)),
         adherence=interval(lambda video: video.adherence),
     )
+
+
+def _any_look(look: Look) -> bool:
+    return True
 
 
 def _mean_look(figure: Callable[[Look], float], chosen: Callable[[Look], bool]) -> Measure:

@@ -83,7 +83,7 @@ def test_nothing_is_answered_from_so_little(whole: Path) -> None:
     assert not table.shown
     text = (whole / "equal_bytes.md").read_text()
     assert "`q4, 21` against `bf16, 6`: **too few looks**" in text
-    assert "That compression buys memory is not shown: 0 of 1 budgets" in text
+    assert "That compression buys memory is not shown: budgets that show it are 0 of 1" in text
     figures = json.loads((whole / "equal_bytes.json").read_text())
     assert figures["settings"]["kv_format"] == "q4"
     assert figures["budgets"][0]["differences"][0]["name"] == "equal bytes"
@@ -159,9 +159,12 @@ def test_looks_that_are_told_apart_decide(invented: Study, tmp_path: Path) -> No
     assert alone.gain_db.value == 0
     assert alone.adherence is not None
     assert alone.adherence.value == pytest.approx(-0.1)
+    everything = by_name["equal bytes, all looks"]
+    assert everything.gain_db is not None
+    assert everything.gain_db.value == pytest.approx((6 + 0 - 89) / 3)
     text = (tmp_path / "equal_bytes.md").read_text()
     assert "**shown**; revisited ground +6.0 (" in text
-    assert "That compression buys memory is shown: 1 of 1 budgets" in text
+    assert "That compression buys memory is shown: budgets that show it are 1 of 1" in text
     for part in text.split("\n## ")[1:]:
         lines = [line for line in part.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) == 1, part
