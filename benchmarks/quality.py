@@ -22,9 +22,7 @@ from qvg_engine.cli.steps import Steps
 from qvg_engine.cli.video_family import load_video_family
 from qvg_engine.errors import QvgError
 from qvg_engine.kernels.host import keep_freed_memory
-from qvg_engine.loading import EMBEDDED_MODEL
-from qvg_engine.models.pocket.family import WEIGHTS_NAME
-from qvg_engine.quality.checksum import checksum, packaged_checksum
+from qvg_engine.quality.checksum import model_checksum
 from qvg_engine.quality.table.part_names import PartNames
 from qvg_engine.quality.table.parts import Parts
 from qvg_engine.quality.table.report import write_report
@@ -126,7 +124,7 @@ def measure(
     config = EngineConfig(model=settings.model)
     family = load_video_family(config)
     layers = settings.layers or tuple(range(family.geometry.num_layers))
-    names = PartNames(settings, weights=_checksum(settings.model), layers=layers)
+    names = PartNames(settings, weights=model_checksum(settings.model), layers=layers)
     parts = Parts(output / "parts")
     for name in again:
         for stage in STAGES:
@@ -149,10 +147,6 @@ def measure(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
-
-
-def _checksum(model: str) -> str:
-    return packaged_checksum() if model == EMBEDDED_MODEL else checksum(Path(model) / WEIGHTS_NAME)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from qvg_engine.models.pocket.clips import GROUND_LENGTH
+from qvg_engine.models.pocket.clips import GROUND_LENGTH, SIZE
 from qvg_engine.models.pocket.judge import ground_mask, ground_mismatch
 
 STRIDE: Final = 12
@@ -22,19 +22,23 @@ _MAX_SHIFT = 20
 _SEARCH_FRAMES = 10
 _SEARCH_PIXELS = 3
 _EVERY = 24
+_COLUMNS = range(0, SIZE + 1, 8)
 
 
 class Revisit(msgspec.Struct, frozen=True):
     """One look at revisited ground: the frames compared, and PSNR in dB.
 
     `other_db` is the PSNR against a view half a lap away, all other ground: what no memory at
-    all would give.
+    all would give. `away` says when the ground was out of view: for each of some columns of the
+    first view, from its one edge to the other, the frame in which the column was seen last, and
+    the one in which it came back.
     """
 
     first_frame: int
     again_frame: int
     db: float
     other_db: float
+    away: tuple[tuple[int, int], ...]
 
 
 def revisits(frames: NDArray[np.uint8], direction: str) -> list[Revisit]:
@@ -56,8 +60,16 @@ def revisits(frames: NDArray[np.uint8], direction: str) -> list[Revisit]:
         other = int(np.searchsorted(path, path[first] + GROUND_LENGTH / 2))
         if again + _SEARCH_FRAMES < len(views):
             db, other_db = (_best_psnr(views, first, about) for about in (again, other))
-            found.append(Revisit(first, again, db, other_db))
+            found.append(Revisit(first, again, db, other_db, _away(path, first)))
     return found
+
+
+def _away(path: NDArray[np.float64], first: int) -> tuple[tuple[int, int], ...]:
+    """When columns of the view in frame `first` were seen last, and came back a lap later."""
+    columns = path[first] + np.asarray(_COLUMNS)
+    seen = np.searchsorted(path, columns, side="right") - 1
+    back = np.searchsorted(path, columns + GROUND_LENGTH - SIZE)
+    return tuple(zip(seen.tolist(), back.tolist(), strict=True))
 
 
 def _camera_path(
