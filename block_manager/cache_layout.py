@@ -5,7 +5,13 @@ from bisect import bisect_right
 import msgspec
 
 from qvg_engine.block_manager.codebook_budget import CodebookBudget
-from qvg_engine.block_manager.format import CacheGeometry, PageFormat, page_bytes
+from qvg_engine.block_manager.format import (
+    CacheGeometry,
+    LayerFormats,
+    PageFormat,
+    check_layer_formats,
+    page_bytes,
+)
 from qvg_engine.errors import ConfigError
 
 _CODEBOOK_ITEM_BYTES = 2
@@ -14,14 +20,14 @@ _CODEBOOK_ITEM_BYTES = 2
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Geometry, page size and formats of a cache.
 
-    `compute_itemsize` is the size in bytes of the dtype that the network computes in;
-    `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`.
+    `formats` are one pair for every layer, in order, or one pair for all of them; K, and V too, has
+    codebooks in all layers or in none. `compute_itemsize` is the size in bytes of the dtype that
+    the network computes in; `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`.
     """
 
     geometry: CacheGeometry
     page_size: int
-    key_format: PageFormat
-    value_format: PageFormat
+    formats: tuple[LayerFormats, ...]
     compute_itemsize: int
     codebook_overhead: float
     max_live_codebooks: int
@@ -29,6 +35,19 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.page_size < 1:
             raise ConfigError(f"page_size must be at least 1, got {self.page_size}")
+        num_layers = self.geometry.num_layers
+        if len(self.formats) not in (1, num_layers):
+            raise ConfigError(
+                f"formats are of {len(self.formats)} layers: the model has {num_layers}; give a "
+                "pair for every layer, or one for all"
+            )
+        check_layer_formats(self.formats)
+
+    @property
+    def layers(self) -> tuple[LayerFormats, ...]:
+        """The formats of every layer, in order."""
+        num_layers = self.geometry.num_layers
+        return self.formats if len(self.formats) == num_layers else self.formats * num_layers
 
     @property
     def page_bytes(self) -> int:
@@ -36,20 +55,24 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         return page_bytes(
             self.geometry,
             page_size=self.page_size,
-            key_format=self.key_format,
-            value_format=self.value_format,
+            formats=self.layers,
             compute_itemsize=self.compute_itemsize,
         )
 
     @property
     def coded_formats(self) -> tuple[PageFormat, ...]:
-        """Those of K and V, in this order, that have codebooks."""
-        return tuple(f for f in (self.key_format, self.value_format) if f.codec is not None)
+        """The format of every book: layer by layer, of K and of V where they have codebooks."""
+        return tuple(page_format for pair in self.layers for page_format in pair.coded)
 
     @property
     def num_books(self) -> int:
         """Books: one a layer for each of K and V that has codebooks."""
-        return self.geometry.num_layers * len(self.coded_formats)
+        return len(self.coded_formats)
+
+    @property
+    def books_per_layer(self) -> int:
+        """As many in every layer: 0, 1 or 2."""
+        return len(self.formats[0].coded)
 
     @property
     def codebook_row_bytes(self) -> int:

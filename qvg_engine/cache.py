@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
+from qvg_engine.allocation import Allocation
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
-from qvg_engine.block_manager.format import get_format
 from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.config import EngineConfig
@@ -109,16 +109,20 @@ class Cache:
 
 
 def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:
-    """What the settings make of the model's cache."""
+    """What the settings make of the model's cache.
+
+    Raises `ConfigError` for an allocation of another number of layers than the model's.
+    """
     overhead = config.codebook_overhead
+    if overhead is None and isinstance(config.kv_format, Allocation):
+        overhead = config.kv_format.codebook_overhead
     if overhead is None:
         windowed = family.settings.window_frames is not None
         overhead = WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD
     return CacheLayout(
         geometry=family.geometry,
         page_size=config.page_size,
-        key_format=get_format(config.kv_format),
-        value_format=get_format(config.value_format or config.kv_format),
+        formats=config.layer_formats,
         compute_itemsize=config.torch_dtype.itemsize,
         codebook_overhead=overhead,
         max_live_codebooks=config.codebooks.max_live,

@@ -10,7 +10,7 @@ import msgspec
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
-from qvg_engine.block_manager.format import CacheGeometry, PageFormat
+from qvg_engine.block_manager.format import CacheGeometry, LayerFormats, PageFormat
 from qvg_engine.block_manager.page_count import peak_pages
 from qvg_engine.cache import FULL_HISTORY_OVERHEAD, WINDOWED_OVERHEAD
 from qvg_engine.models.family import ModelFamily
@@ -84,8 +84,7 @@ def memory_curve(
     layout = CacheLayout(
         geometry=shape.geometry,
         page_size=PAGE_SIZE,
-        key_format=page_format,
-        value_format=page_format,
+        formats=(LayerFormats(keys=page_format, values=page_format),),
         compute_itemsize=_COMPUTE_BYTES,
         codebook_overhead=WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD,
         max_live_codebooks=CodebookPolicy().max_live,
