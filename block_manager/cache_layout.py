@@ -22,7 +22,8 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     `formats` are one pair for every layer, in order, or one pair for all of them; K, and V too, has
     codebooks in all layers or in none. `compute_itemsize` is the size in bytes of the dtype that
-    the network computes in; `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`.
+    the network computes in; `codebook_overhead` and `max_live_codebooks` bound the codebooks, see
+    `CodebookBudget`.
     """
 
     geometry: CacheGeometry
