@@ -1,0 +1,101 @@
+"""From short videos of a model to formats for each of its layers under a budget of bits."""
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from qvg_engine.config import EngineConfig
+from qvg_engine.models.family import ModelFamily
+from qvg_engine.quality.chunk_frames import with_room
+from qvg_engine.quality.kv_choice import KvChoice, affordable_overheads, choose_formats
+from qvg_engine.quality.kv_prices import KvPrices
+from qvg_engine.quality.part_errors import measure_parts
+from qvg_engine.quality.recorder import record_frames
+
+NUM_CHUNKS = 8
+"""Chunks of a calibration video, unless it is said."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many parts of it are done, and of how many."""
+
+
+class CalibrationSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is calibrated on: a video a prompt, video i with seed `seed` + i, and its chunks.
+
+    `kv_bits` are all bits an element.
+    """
+
+    prompts: tuple[str, ...]
+    seed: int
+    kv_bits: float
+    num_chunks: int = NUM_CHUNKS
+
+    def __post_init__(self) -> None:
+        assert self.prompts, "no videos to calibrate on"
+        assert self.num_chunks >= 2, "the first chunk reads no cache"
+
+
+def calibrate(
+    family: ModelFamily,
+    config: EngineConfig,
+    prices: KvPrices,
+    settings: CalibrationSettings,
+    *,
+    progress: Progress = lambda what, done, total: None,
+) -> KvChoice:
+    """Generate the videos with `bf16` pages, measure the parts, and choose.
+
+    Errors are means over videos. Raises `ConfigError` for bits that `prices` have no formats for,
+    before anything is generated, and what the engine raises.
+    """
+    kv_bits = prices.check(settings.kv_bits, name="kv_bits")
+    overheads = affordable_overheads(prices, kv_bits)
+    errors = []
+    for index, prompt in enumerate(settings.prompts):
+        video = "" if len(settings.prompts) == 1 else f" {index + 1}"
+
+        def on_chunk(done: int, total: int, what: str = f"calibration video{video}") -> None:
+            progress(what, done, total)
+
+        def on_part(done: int, total: int, what: str = f"calibration of formats{video}") -> None:
+            progress(what, done, total)
+
+        # One capture at a time is kept.
+        errors.append(
+            measure_parts(
+                record_frames(
+                    family,
+                    _recording(family, config, settings.num_chunks),
+                    prompt=prompt,
+                    num_frames=frames_of_chunks(family, settings.num_chunks),
+                    seed=settings.seed + index,
+                    on_chunk=on_chunk,
+                ),
+                prices,
+                config.codebooks,
+                overheads=overheads,
+                on_part=on_part,
+            )
+        )
+    return choose_formats(prices, np.mean(errors, axis=0), kv_bits)
+
+
+def frames_of_chunks(family: ModelFamily, num_chunks: int) -> int:
+    """Pixel frames of the longest video of so many chunks."""
+    codec = family.codec
+    assert codec is not None, "the family makes videos"
+    num_frames = 1
+    while codec.latent_frames(num_frames + 1) <= num_chunks * family.settings.frames_per_chunk:
+        num_frames += 1
+    return num_frames
+
+
+def _recording(family: ModelFamily, config: EngineConfig, num_chunks: int) -> EngineConfig:
+    """The settings of the engine that makes a calibration video."""
+    exact = msgspec.structs.replace(
+        config, kv_format="bf16", value_format=None, batch_invariant=True
+    )
+    # A chunk is committed before the next one's first pass, so one more is begun.
+    num_frames = frames_of_chunks(family, num_chunks + 1)
+    return with_room(exact, family, num_streams=1, num_frames=num_frames)
