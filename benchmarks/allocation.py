@@ -1,0 +1,416 @@
+"""What formats by layer are worth: chosen under budgets of bits, predicted, and measured.
+
+    python benchmarks/allocation.py captures/short.safetensors captures/long.safetensors
+
+calibrates on the first capture, measures on both, and writes `allocation.md` and `allocation.json`
+to `--output`. Both captures are of the embedded model, with all its layers.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine import EngineConfig, VideoEngine, VideoRequest, __version__
+from qvg_engine.allocation import Allocation
+from qvg_engine.block_manager.format import LayerFormats, PageFormat, get_format
+from qvg_engine.loading import load_family
+from qvg_engine.models.pocket.clips import all_scenes
+from qvg_engine.quality.allocate import Choice, allocate
+from qvg_engine.quality.calibration import frames_of_chunks
+from qvg_engine.quality.capture import Capture, load
+from qvg_engine.quality.chunk_frames import Video, first_chunks, with_room
+from qvg_engine.quality.files import write_whole
+from qvg_engine.quality.kv_choice import KvChoice, choose_formats
+from qvg_engine.quality.kv_prices import KvPrices, kv_prices
+from qvg_engine.quality.markdown import section
+from qvg_engine.quality.part_errors import LayerParts
+from qvg_engine.quality.psnr import psnr
+from qvg_engine.quality.sheets import Sheet
+from qvg_engine.quality.teacher_forced import merged
+
+BUDGETS = (1.4, 1.8, 2.3, 3.0)
+UNIFORM = ("q1", "q2", "q4")
+NUM_CHUNKS = 3
+"""Chunks whose frames are compared: the first that read the cache."""
+
+Layers = tuple[LayerFormats, ...]
+Floats = NDArray[np.float64]
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to store K and V.
+
+    `predicted`: the error of attention that the calibration foresees. `on_calibration`, `on_test`:
+    what is measured with all parts stored together. `frames`: PSNR of the second to the fourth
+    chunk, mean over videos and its standard error. `layers`: the names of formats.
+    """
+
+    name: str
+    overhead: float
+    bits: float
+    predicted: float
+    on_calibration: float
+    on_test: float
+    frames: tuple[tuple[float, float], ...]
+    layers: tuple[tuple[str, str], ...]
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be had for so many bits.
+
+    `chosen`: by layer, calibrated. `on_itself`: the same, chosen on the test's own capture. `pair`:
+    the best pair of formats for all layers. `uniform`: error on the test of uniform formats,
+    interpolated between the bits of the best ones. `per_head`: error on the test with formats for
+    every head, `per_head_predicted` that foreseen.
+    """
+
+    kv_bits: float
+    chosen: Line
+    on_itself: Line
+    pair: Line
+    uniform: float
+    per_head: float
+    per_head_predicted: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All figures."""
+
+    version: str
+    calibration: str
+    test: str
+    num_tokens: tuple[int, int]
+    videos: int
+    uniform: tuple[Line, ...]
+    budgets: tuple[Budget, ...]
+
+
+class Rows:
+    """All candidates of all parts of one capture as they are read back, and their errors.
+
+    `errors` and `head_errors` are [overheads, layers, K or V, candidates (, heads)]: of a part, or
+    of one of its heads, alone, squared and relative to the whole output of the layer.
+    """
+
+    def __init__(self, capture: Capture, prices: KvPrices) -> None:
+        self._prices = prices
+        self._parts = [
+            LayerParts(capture, layer, EngineConfig().codebooks) for layer in capture.layers
+        ]
+        heads = next(iter(capture.layers.values())).keys.shape[1]
+        shape = (len(prices.overheads), prices.num_layers, 2, len(prices.candidates))
+        self.head_errors = np.empty((*shape, heads))
+        self._read: dict[tuple[int, ...], Tensor] = {}
+        for place in np.ndindex(*shape):
+            overhead, layer, part, index = place
+            candidate = prices.candidates[index]
+            read = self._parts[layer].read(
+                candidate,
+                prices.centroids(candidate, prices.overheads[overhead]),
+                is_key=part == 0,
+            )
+            self._read[place] = read
+            self.head_errors[place] = self._lost(layer, {part: read})
+        self.errors = self.head_errors.sum(axis=-1)
+
+    def joint_error(self, layers: Layers, overhead: float) -> float:
+        """The error with everything stored: the root of the mean square over layers."""
+        place = self._prices.overheads.index(overhead)
+        names = [item.name for item in self._prices.candidates]
+        lost = [
+            self._lost(
+                layer,
+                {
+                    part: self._read[place, layer, part, names.index(item.name)]
+                    for part, item in enumerate((pair.keys, pair.values))
+                },
+            ).sum()
+            for layer, pair in enumerate(layers)
+        ]
+        return math.sqrt(sum(lost) / len(lost))
+
+    def joint_head_error(self, chosen: Sequence[int], overhead: float) -> float:
+        """The same with a choice for every head, in the order of `head_errors`."""
+        place = self._prices.overheads.index(overhead)
+        picks = np.reshape(chosen, (self._prices.num_layers, 2, -1))
+        lost = []
+        for layer, parts in enumerate(picks):
+            read = {
+                part: torch.stack(
+                    [self._read[place, layer, part, int(x)][:, head] for head, x in enumerate(row)],
+                    dim=1,
+                )
+                for part, row in enumerate(parts)
+            }
+            lost.append(self._lost(layer, read).sum())
+        return math.sqrt(sum(lost) / len(lost))
+
+    def _lost(self, layer: int, read: dict[int, Tensor]) -> Floats:
+        """By head: the energy that reading these parts changes, over that of the layer's output."""
+        parts = self._parts[layer]
+        keys = read.get(0, parts.rows.keys)
+        values = read.get(1, parts.rows.values)
+        lost: Floats = np.zeros(parts.forced.queries(parts.forced.chunks[0]).shape[0])
+        total = 0.0
+        for chunk in parts.forced.chunks:
+            exact = parts.forced.exact(chunk)
+            out = merged(parts.forced.cached(chunk, keys, values), parts.forced.own(chunk))
+            lost += (out - exact).double().square().sum(dim=(1, 2)).numpy()
+            total += float(exact.double().square().sum())
+        by_head: Floats = lost.reshape(keys.shape[1], -1).sum(axis=1) / total
+        return by_head
+
+
+class Frames:
+    """Frames of some videos through the engine, against those of `bf16` pages."""
+
+    def __init__(self, num_videos: int, seed: int) -> None:
+        scenes = all_scenes()
+        picked = np.random.default_rng(seed).choice(len(scenes), num_videos, replace=False)
+        self._prompts = [scenes[index].prompt for index in picked]
+        self._config = EngineConfig(device="cpu", batch_invariant=True)
+        self._family = load_family(self._config)
+        self._num_frames = frames_of_chunks(self._family, 24)
+        self._exact = self._generate(get_format("bf16"), None)
+
+    @property
+    def prices(self) -> KvPrices:
+        """Prices of a video with a full window."""
+        return kv_prices(self._family, self._config, num_frames=self._num_frames)
+
+    def measure(self, allocation: Allocation) -> tuple[tuple[float, float], ...]:
+        """Mean PSNR of every chunk, and its standard error."""
+        made = self._generate(allocation, allocation.codebook_overhead)
+        found = np.array([list(map(psnr, *pair)) for pair in zip(made, self._exact, strict=True)])
+        spread = found.std(axis=0, ddof=1) / math.sqrt(len(found))
+        return tuple(zip(found.mean(axis=0).tolist(), spread.tolist(), strict=True))
+
+    def _generate(self, kv_format: PageFormat | Allocation, overhead: float | None) -> list[Video]:
+        config = msgspec.structs.replace(
+            self._config, kv_format=kv_format, codebook_overhead=overhead
+        )
+        config = with_room(
+            config, self._family, num_streams=len(self._prompts), num_frames=self._num_frames
+        )
+        requests = [
+            VideoRequest(
+                request_id=str(index), prompt=prompt, num_frames=self._num_frames, seed=index
+            )
+            for index, prompt in enumerate(self._prompts)
+        ]
+        engine = VideoEngine(config, family=self._family)
+        return first_chunks(engine, requests, first=1, count=NUM_CHUNKS)
+
+
+class Study:
+    """Calibration, test and frames together."""
+
+    def __init__(self, calibration: Capture, test: Capture, frames: Frames) -> None:
+        self.prices = frames.prices
+        self._frames = frames
+        self._calibration = Rows(calibration, self.prices)
+        self._test = Rows(test, self.prices)
+
+    def uniform(self) -> Iterator[Line]:
+        """Every named format for all, with every overhead."""
+        for overhead in self.prices.overheads:
+            for name in UNIFORM:
+                pair = LayerFormats(keys=get_format(name), values=get_format(name))
+                yield self._line(f"{name}, {overhead}", (pair,) * self.prices.num_layers, overhead)
+
+    def budget(self, kv_bits: float, uniform: Sequence[Line]) -> Budget:
+        """All that can be had for so many bits."""
+        exact = self.prices.check(kv_bits, name="kv_bits")
+        chosen = choose_formats(self.prices, self._calibration.errors, exact)
+        itself = choose_formats(self.prices, self._test.errors, exact)
+        overhead = chosen.allocation.codebook_overhead
+        assert overhead is not None
+        per_head = self._per_head(exact, overhead)
+        return Budget(
+            kv_bits=kv_bits,
+            chosen=self._chosen("by layer", chosen),
+            on_itself=self._chosen("by layer, on itself", itself),
+            pair=self._pair(exact),
+            uniform=_interpolated(uniform, kv_bits),
+            per_head=self._test.joint_head_error(per_head[1], overhead),
+            per_head_predicted=per_head[0],
+        )
+
+    def _per_head(self, kv_bits: Fraction, overhead: float) -> tuple[float, tuple[int, ...]]:
+        """The predicted error, and a choice for every head of every part."""
+        prices = self.prices
+        found = self._calibration.head_errors[prices.overheads.index(overhead)]
+        parts = [
+            [Choice(cost, float(error)) for cost, error in zip(prices.row_bytes, row, strict=True)]
+            for row in np.moveaxis(found, -1, -2).reshape(-1, len(prices.candidates))
+        ]
+        capacity = prices.capacity(kv_bits, overhead) * found.shape[-1]
+        chosen = allocate(parts, min(capacity, len(parts) * max(prices.row_bytes)))
+        assert chosen is not None
+        total = sum(part[index].error for part, index in zip(parts, chosen, strict=True))
+        return math.sqrt(total / prices.num_layers), chosen
+
+    def _pair(self, kv_bits: Fraction) -> Line:
+        """The best formats of K and of V, the same in all layers."""
+        prices = self.prices
+        best: tuple[float, Layers, float] | None = None
+        for overhead in prices.overheads:
+            for keys in prices.candidates:
+                for values in prices.candidates:
+                    layers = (LayerFormats(keys=keys, values=values),) * prices.num_layers
+                    if prices.bits(layers, overhead) <= kv_bits:
+                        found = self._predicted(layers, overhead), layers, overhead
+                        best = min(best or found, found, key=lambda item: item[0])
+        assert best is not None
+        return self._line("one pair", best[1], best[2])
+
+    def _chosen(self, name: str, choice: KvChoice) -> Line:
+        overhead = choice.allocation.codebook_overhead
+        assert overhead is not None
+        return self._line(name, choice.allocation.layers, overhead)
+
+    def _line(self, name: str, layers: Layers, overhead: float) -> Line:
+        return Line(
+            name=name,
+            overhead=overhead,
+            bits=float(self.prices.bits(layers, overhead)),
+            predicted=self._predicted(layers, overhead),
+            on_calibration=self._calibration.joint_error(layers, overhead),
+            on_test=self._test.joint_error(layers, overhead),
+            frames=self._frames.measure(Allocation(layers=layers, codebook_overhead=overhead)),
+            layers=tuple((pair.keys.name, pair.values.name) for pair in layers),
+        )
+
+    def _predicted(self, layers: Layers, overhead: float) -> float:
+        errors = self._calibration.errors[self.prices.overheads.index(overhead)]
+        names = [item.name for item in self.prices.candidates]
+        total = sum(
+            errors[layer, part, names.index(item.name)]
+            for layer, pair in enumerate(layers)
+            for part, item in enumerate((pair.keys, pair.values))
+        )
+        return math.sqrt(total / self.prices.num_layers)
+
+
+def _interpolated(lines: Sequence[Line], kv_bits: float) -> float:
+    """The error of uniform formats at so many bits: linear in the logarithm, of the best ones."""
+    best = [
+        line
+        for line in lines
+        if not any(x.bits <= line.bits and x.on_test < line.on_test for x in lines)
+    ]
+    best.sort(key=lambda line: line.bits)
+    logs = np.log([line.on_test for line in best])
+    return float(np.exp(np.interp(kv_bits, [line.bits for line in best], logs)))
+
+
+def line_sheet(title: str, lines: Sequence[Line]) -> Sheet:
+    """Errors and frames."""
+    rows = [
+        (
+            line.name,
+            f"{line.bits:.3f}",
+            f"{line.overhead}",
+            f"{line.predicted:.4f}",
+            f"{line.on_calibration:.4f}",
+            f"{line.on_test:.4f}",
+            *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in line.frames),
+        )
+        for line in lines
+    ]
+    headings = ("formats", "all bits", "overhead", "predicted", "measured", "on the test")
+    chunks = tuple(f"chunk {index + 2}, dB" for index in range(NUM_CHUNKS))
+    return Sheet(title=title, headings=(*headings, *chunks), rows=tuple(rows))
+
+
+def worth_sheet(budgets: Sequence[Budget]) -> Sheet:
+    """Errors on the test against uniform formats."""
+    rows = []
+    for budget in budgets:
+        errors = (
+            budget.pair.on_test,
+            budget.chosen.on_test,
+            budget.on_itself.on_test,
+            budget.per_head,
+        )
+        shown = [f"{error:.4f} ({error / budget.uniform - 1:+.0%})" for error in errors]
+        rows.append((f"{budget.kv_bits}", f"{budget.uniform:.4f}", *shown))
+    return Sheet(
+        title="Error of attention on the test",
+        headings=(
+            "bits at most",
+            "uniform, interpolated",
+            "one pair for all layers",
+            "by layer",
+            "by layer, chosen on the test",
+            "by head",
+        ),
+        rows=tuple(rows),
+    )
+
+
+def format_sheet(budgets: Sequence[Budget]) -> Sheet:
+    """What was chosen."""
+    num_layers = len(budgets[0].chosen.layers)
+    rows = [
+        (
+            f"{budget.kv_bits}, {line.name}",
+            *(f"{keys} / {values}" for keys, values in line.layers),
+        )
+        for budget in budgets
+        for line in (budget.chosen, budget.pair)
+    ]
+    headings = ("formats of K / V", *(f"layer {layer}" for layer in range(num_layers)))
+    return Sheet(title="What is chosen", headings=headings, rows=tuple(rows))
+
+
+def main(
+    calibration: Annotated[Path, typer.Argument(help="A capture of a short video.")],
+    test: Annotated[Path, typer.Argument(help="A capture of another, longer one.")],
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    videos: Annotated[int, typer.Option(min=2, help="Videos whose frames are compared.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of these videos.")] = 0,
+) -> None:
+    """Measure and write the report."""
+    torch.set_num_threads(1)
+    captures = load(calibration), load(test)
+    study = Study(*captures, Frames(videos, seed))
+    uniform = tuple(study.uniform())
+    budgets = tuple(study.budget(kv_bits, uniform) for kv_bits in BUDGETS)
+    report = Report(
+        version=__version__,
+        calibration=captures[0].info.prompt,
+        test=captures[1].info.prompt,
+        num_tokens=(captures[0].num_tokens, captures[1].num_tokens),
+        videos=videos,
+        uniform=uniform,
+        budgets=budgets,
+    )
+    lines = [
+        msgspec.structs.replace(line, name=f"{budget.kv_bits}, {line.name}")
+        for budget in budgets
+        for line in (budget.chosen, budget.on_itself, budget.pair)
+    ]
+    sheets = (
+        line_sheet("One format for all", uniform),
+        line_sheet("Chosen", lines),
+        format_sheet(budgets),
+        worth_sheet(budgets),
+    )
+    text = "\n\n".join(["# Formats by layer", *map(section, sheets)]) + "\n"
+    write_whole(output / "allocation.json", msgspec.json.format(msgspec.json.encode(report)))
+    write_whole(output / "allocation.md", text.encode())
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
