@@ -1,9 +1,9 @@
 """What formats by layer are worth: chosen under budgets of bits, predicted, and measured.
 
-    python benchmarks/allocation.py captures/short.safetensors captures/long.safetensors
+    python benchmarks/allocation.py --output reports
 
-calibrates on the first capture, measures on both, and writes `allocation.md` and `allocation.json`
-to `--output`. Both captures are of the embedded model, with all its layers.
+calibrates on a short video of the embedded model, measures on it and on a longer one, and writes
+`allocation.md` and `allocation.json`.
 """
 
 import math
@@ -26,7 +26,7 @@ from qvg_engine.loading import load_family
 from qvg_engine.models.pocket.clips import all_scenes
 from qvg_engine.quality.allocate import Choice, allocate
 from qvg_engine.quality.calibration import frames_of_chunks
-from qvg_engine.quality.capture import Capture, load
+from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.chunk_frames import Video, first_chunks, with_room
 from qvg_engine.quality.files import write_whole
 from qvg_engine.quality.kv_choice import KvChoice, choose_formats
@@ -34,8 +34,9 @@ from qvg_engine.quality.kv_prices import KvPrices, kv_prices
 from qvg_engine.quality.markdown import section
 from qvg_engine.quality.part_errors import LayerParts
 from qvg_engine.quality.psnr import psnr
+from qvg_engine.quality.recorder import record_passes
 from qvg_engine.quality.sheets import Sheet
-from qvg_engine.quality.teacher_forced import merged
+from qvg_engine.quality.teacher_forced import TeacherForced, merged
 
 BUDGETS = (1.4, 1.8, 2.3, 3.0)
 UNIFORM = ("q1", "q2", "q4")
@@ -101,12 +102,11 @@ class Rows:
     of one of its heads, alone, squared and relative to the whole output of the layer.
     """
 
-    def __init__(self, capture: Capture, prices: KvPrices) -> None:
+    def __init__(self, captures: Sequence[Capture], prices: KvPrices) -> None:
         self._prices = prices
-        self._parts = [
-            LayerParts(capture, layer, EngineConfig().codebooks) for layer in capture.layers
-        ]
-        heads = next(iter(capture.layers.values())).keys.shape[1]
+        layers = captures[0].layers
+        self._parts = [LayerParts(captures, layer, EngineConfig().codebooks) for layer in layers]
+        heads = layers[0].keys.shape[1]
         shape = (len(prices.overheads), prices.num_layers, 2, len(prices.candidates))
         self.head_errors = np.empty((*shape, heads))
         self._read: dict[tuple[int, ...], Tensor] = {}
@@ -159,15 +159,22 @@ class Rows:
         parts = self._parts[layer]
         keys = read.get(0, parts.rows.keys)
         values = read.get(1, parts.rows.values)
-        lost: Floats = np.zeros(parts.forced.queries(parts.forced.chunks[0]).shape[0])
-        total = 0.0
-        for chunk in parts.forced.chunks:
-            exact = parts.forced.exact(chunk)
-            out = merged(parts.forced.cached(chunk, keys, values), parts.forced.own(chunk))
-            lost += (out - exact).double().square().sum(dim=(1, 2)).numpy()
-            total += float(exact.double().square().sum())
-        by_head: Floats = lost.reshape(keys.shape[1], -1).sum(axis=1) / total
+        lost = [_lost_by_head(one, keys, values) for one in parts.passes]
+        by_head: Floats = np.mean(lost, axis=0)
         return by_head
+
+
+def _lost_by_head(forced: TeacherForced, keys: Tensor, values: Tensor) -> Floats:
+    """By KV head: the energy of what is lost in one pass, over that of the layer's output."""
+    lost: Floats = np.zeros(forced.queries(forced.chunks[0]).shape[0])
+    total = 0.0
+    for chunk in forced.chunks:
+        exact = forced.exact(chunk)
+        out = merged(forced.cached(chunk, keys, values), forced.own(chunk))
+        lost += (out - exact).double().square().sum(dim=(1, 2)).numpy()
+        total += float(exact.double().square().sum())
+    by_head: Floats = lost.reshape(keys.shape[1], -1).sum(axis=1) / total
+    return by_head
 
 
 class Frames:
@@ -175,12 +182,24 @@ class Frames:
 
     def __init__(self, num_videos: int, seed: int) -> None:
         scenes = all_scenes()
-        picked = np.random.default_rng(seed).choice(len(scenes), num_videos, replace=False)
-        self._prompts = [scenes[index].prompt for index in picked]
+        picked = np.random.default_rng(seed).choice(len(scenes), num_videos + 2, replace=False)
+        self._recorded = [scenes[index].prompt for index in picked[:2]]
+        self._prompts = [scenes[index].prompt for index in picked[2:]]
         self._config = EngineConfig(device="cpu", batch_invariant=True)
         self._family = load_family(self._config)
         self._num_frames = frames_of_chunks(self._family, 24)
         self._exact = self._generate(get_format("bf16"), None)
+
+    def record(self, index: int, num_chunks: int) -> tuple[Capture, ...]:
+        """The passes of one of two other videos; `bf16` pages."""
+        num_frames = frames_of_chunks(self._family, num_chunks)
+        return record_passes(
+            self._family,
+            msgspec.structs.replace(self._config, kv_format="bf16"),
+            prompt=self._recorded[index],
+            num_frames=num_frames,
+            seed=index,
+        )
 
     @property
     def prices(self) -> KvPrices:
@@ -214,7 +233,9 @@ class Frames:
 class Study:
     """Calibration, test and frames together."""
 
-    def __init__(self, calibration: Capture, test: Capture, frames: Frames) -> None:
+    def __init__(
+        self, calibration: Sequence[Capture], test: Sequence[Capture], frames: Frames
+    ) -> None:
         self.prices = frames.prices
         self._frames = frames
         self._calibration = Rows(calibration, self.prices)
@@ -374,23 +395,24 @@ def format_sheet(budgets: Sequence[Budget]) -> Sheet:
 
 
 def main(
-    calibration: Annotated[Path, typer.Argument(help="A capture of a short video.")],
-    test: Annotated[Path, typer.Argument(help="A capture of another, longer one.")],
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    chunks: Annotated[int, typer.Option(min=2, help="Chunks of the calibration video.")] = 8,
+    test_chunks: Annotated[int, typer.Option(min=2, help="Chunks of the test video.")] = 24,
     videos: Annotated[int, typer.Option(min=2, help="Videos whose frames are compared.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of these videos.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of all these videos.")] = 0,
 ) -> None:
     """Measure and write the report."""
     torch.set_num_threads(1)
-    captures = load(calibration), load(test)
-    study = Study(*captures, Frames(videos, seed))
+    frames = Frames(videos, seed)
+    captures = frames.record(0, chunks), frames.record(1, test_chunks)
+    study = Study(*captures, frames)
     uniform = tuple(study.uniform())
     budgets = tuple(study.budget(kv_bits, uniform) for kv_bits in BUDGETS)
     report = Report(
         version=__version__,
-        calibration=captures[0].info.prompt,
-        test=captures[1].info.prompt,
-        num_tokens=(captures[0].num_tokens, captures[1].num_tokens),
+        calibration=captures[0][0].info.prompt,
+        test=captures[1][0].info.prompt,
+        num_tokens=(captures[0][0].num_tokens, captures[1][0].num_tokens),
         videos=videos,
         uniform=uniform,
         budgets=budgets,

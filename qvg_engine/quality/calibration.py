@@ -11,7 +11,7 @@ from qvg_engine.quality.chunk_frames import with_room
 from qvg_engine.quality.kv_choice import KvChoice, affordable_overheads, choose_formats
 from qvg_engine.quality.kv_prices import KvPrices
 from qvg_engine.quality.part_errors import measure_parts
-from qvg_engine.quality.recorder import record_frames
+from qvg_engine.quality.recorder import record_passes
 
 NUM_CHUNKS = 8
 """Chunks of a calibration video, unless it is said."""
@@ -64,7 +64,7 @@ def calibrate(
         # One capture at a time is kept.
         errors.append(
             measure_parts(
-                record_frames(
+                record_passes(
                     family,
                     _recording(family, config, settings.num_chunks),
                     prompt=prompt,

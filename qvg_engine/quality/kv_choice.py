@@ -21,7 +21,7 @@ class KvChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The best allocation, all its bits an element, and the error that is predicted.
 
     `predicted_error` is the relative error of attention's output, the root of the mean square over
-    layers.
+    layers and passes.
     """
 
     allocation: Allocation

@@ -2,10 +2,11 @@
 
 A part is the K or the V of one layer. Its error in a format is the squared relative error of the
 layer's attention output, teacher-forced, with that part alone stored in the format, chunk by chunk
-and with codebooks that live as the engine's do.
+and with codebooks that live as the engine's do: the mean over the passes of a chunk, those of
+denoising and the commit, whose queries differ much.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from qvg_engine.quality.codebook_life import Life, replay
 from qvg_engine.quality.kv_prices import KvPrices
 from qvg_engine.quality.teacher_forced import TeacherForced
 
-NUM_ATTENDING = 4
+NUM_ATTENDING = 3
 """Chunks whose queries attend, at most: spread over the capture, and its last one among them."""
 
 PartErrors = NDArray[np.float64]
@@ -30,14 +31,16 @@ class LayerParts:
     """One layer of a capture, read back as formats store it.
 
     Args:
-        capture: at least two chunks; the first reads no cache.
+        captures: of the commit passes of at least two chunks, the first of which reads no cache;
+            and of denoising passes of the same chunks, see `record_passes`.
         layer: one that was captured.
         policy: when codebooks are fitted anew.
 
     Raises `ConfigError` for a capture of a single chunk.
     """
 
-    def __init__(self, capture: Capture, layer: int, policy: CodebookPolicy) -> None:
+    def __init__(self, captures: Sequence[Capture], layer: int, policy: CodebookPolicy) -> None:
+        capture = captures[0]
         num_chunks = len(capture.chunk_tokens)
         if num_chunks < 2:
             raise ConfigError("the capture has 1 chunk: give at least 2, the first reads no cache")
@@ -46,7 +49,11 @@ class LayerParts:
         self._policy = policy
         step = -(-(num_chunks - 1) // NUM_ATTENDING)
         self.rows = capture.layers[layer]
-        self.forced = TeacherForced(capture, layer, range(num_chunks - 1, 0, -step))
+        chunks = range(num_chunks - 1, 0, -step)
+        self.passes = tuple(
+            TeacherForced(capture, layer, chunks, asking=asking.layers[layer])
+            for asking in captures
+        )
 
     def read(self, page_format: PageFormat, centroids: int, *, is_key: bool) -> Tensor:
         """K or V with codebooks of so many centroids a stage, fp32 [tokens, heads, head_dim]."""
@@ -69,11 +76,11 @@ class LayerParts:
         """The squared error of attention with K or V alone in a format."""
         read = self.read(page_format, centroids, is_key=is_key)
         keys, values = (read, self.rows.values) if is_key else (self.rows.keys, read)
-        return self.forced.error(keys, values) ** 2
+        return float(np.mean([forced.error(keys, values) ** 2 for forced in self.passes]))
 
 
 def measure_parts(
-    capture: Capture,
+    captures: Sequence[Capture],
     prices: KvPrices,
     policy: CodebookPolicy,
     *,
@@ -82,13 +89,13 @@ def measure_parts(
 ) -> PartErrors:
     """The errors of all candidates under some of the overheads, in all layers.
 
-    `on_part` is told how many parts of how many are done. Raises `ConfigError` for a capture of
-    some layers only, or of one chunk.
+    `captures` are as in `LayerParts`. `on_part` is told how many parts of how many are done. Raises
+    `ConfigError` for a capture of some layers only, or of one chunk.
     """
     num_layers = prices.num_layers
-    if sorted(capture.layers) != list(range(num_layers)):
+    if sorted(captures[0].layers) != list(range(num_layers)):
         raise ConfigError(
-            f"the capture has layers {', '.join(map(str, capture.layers))}: capture all "
+            f"the capture has layers {', '.join(map(str, captures[0].layers))}: capture all "
             f"{num_layers} of the model"
         )
     shape = (len(prices.overheads), num_layers, 2, len(prices.candidates))
@@ -96,7 +103,7 @@ def measure_parts(
     done, total = 0, 2 * num_layers
     on_part(done, total)
     for layer in range(num_layers):
-        parts = LayerParts(capture, layer, policy)
+        parts = LayerParts(captures, layer, policy)
         for is_key in (True, False):
             for place, overhead in enumerate(prices.overheads):
                 if overhead not in overheads:

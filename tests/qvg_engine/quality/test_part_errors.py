@@ -39,7 +39,7 @@ def make_prices(num_layers: int) -> KvPrices:
 def test_every_part_has_an_error_in_every_format(two_layers: Capture) -> None:
     told: list[tuple[int, int]] = []
     errors = measure_parts(
-        two_layers,
+        (two_layers,),
         make_prices(2),
         POLICY,
         overheads=(0.33,),
@@ -53,12 +53,12 @@ def test_every_part_has_an_error_in_every_format(two_layers: Capture) -> None:
 
 
 def test_a_part_is_read_as_the_engine_stores_it(two_layers: Capture) -> None:
-    parts = LayerParts(two_layers, 1, POLICY)
+    parts = LayerParts((two_layers,), 1, POLICY)
     read = parts.read(FORMATS[1], 15, is_key=False)
     lost = (read - parts.rows.values).square().sum() / parts.rows.values.square().sum()
     assert 0.001 < float(lost) < 0.1
     error = parts.error(FORMATS[1], 15, is_key=False)
-    assert error == parts.forced.error(parts.rows.keys, read) ** 2
+    assert error == parts.passes[0].error(parts.rows.keys, read) ** 2
     assert error == parts.error(FORMATS[1], 15, is_key=False), "seeds are the same again"
 
 
@@ -77,15 +77,15 @@ def test_the_last_chunk_attends(two_layers: Capture, num_chunks: int) -> None:
     short = msgspec.structs.replace(
         two_layers, layers=layers, chunk_tokens=two_layers.chunk_tokens[:num_chunks]
     )
-    chunks = LayerParts(short, 0, POLICY).forced.chunks
+    chunks = LayerParts((short,), 0, POLICY).passes[0].chunks
     assert max(chunks) == num_chunks - 1
     assert min(chunks) >= 1
-    assert 1 <= len(chunks) <= 4
+    assert 1 <= len(chunks) <= 3
 
 
 def test_all_layers_and_two_chunks_are_needed(capture: Capture, two_layers: Capture) -> None:
     with pytest.raises(ConfigError, match="the capture has layers 1, 4: capture all 6"):
-        measure_parts(capture, make_prices(6), POLICY, overheads=(0.33,))
+        measure_parts((capture,), make_prices(6), POLICY, overheads=(0.33,))
     short = msgspec.structs.replace(two_layers, chunk_tokens=two_layers.chunk_tokens[:1])
     with pytest.raises(ConfigError, match="give at least 2"):
-        measure_parts(short, make_prices(2), POLICY, overheads=(0.33,))
+        measure_parts((short,), make_prices(2), POLICY, overheads=(0.33,))
