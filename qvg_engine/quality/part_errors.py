@@ -20,7 +20,7 @@ from qvg_engine.quality.codebook_life import Life, replay
 from qvg_engine.quality.kv_prices import KvPrices
 from qvg_engine.quality.teacher_forced import TeacherForced
 
-NUM_ATTENDING = 3
+NUM_ATTENDING = 2
 """Chunks whose queries attend, at most: spread over the capture, and its last one among them."""
 
 PartErrors = NDArray[np.float64]
