@@ -24,7 +24,7 @@ from qvg_engine.engine import VideoEngine
 from qvg_engine.errors import CapacityError
 from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.family import ModelFamily
-from qvg_engine.quality.calibration import CalibrationSettings
+from qvg_engine.quality.calibration import CalibrationSettings, chunks_to_calibrate
 from qvg_engine.request import VideoRequest
 from qvg_engine.video.writer import require_writable_folder
 
@@ -92,13 +92,17 @@ def _calibrated(
     """The settings with formats chosen on the first prompt."""
     assert settings.kv_bits is not None
     assert family.codec is not None, "a family that makes videos has a codec"
+    num_frames = settings.length.count_frames(family.codec.frames_per_second)
     choice = choose_on_prompts(
         family,
         config,
         CalibrationSettings(
-            prompts=settings.prompts[:1], seed=settings.seed, kv_bits=settings.kv_bits
+            prompts=settings.prompts[:1],
+            seed=settings.seed,
+            kv_bits=settings.kv_bits,
+            num_chunks=chunks_to_calibrate(family, num_frames=num_frames),
         ),
-        num_frames=settings.length.count_frames(family.codec.frames_per_second),
+        num_frames=num_frames,
         console=console,
     )
     return msgspec.structs.replace(config, kv_format=choice.allocation)

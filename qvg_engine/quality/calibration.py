@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
+from qvg_engine.admission import chunked_latent_frames
 from qvg_engine.config import EngineConfig
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.chunk_frames import with_room
@@ -79,6 +80,12 @@ def calibrate(
             )
         )
     return choose_formats(prices, np.mean(errors, axis=0), kv_bits)
+
+
+def chunks_to_calibrate(family: ModelFamily, *, num_frames: int) -> int:
+    """Chunks of a calibration for videos of `num_frames` pixel frames: no more than they have."""
+    num_latent_frames = chunked_latent_frames(family, num_frames, request_id="calibration")
+    return max(2, min(NUM_CHUNKS, -(-num_latent_frames // family.settings.frames_per_chunk)))
 
 
 def frames_of_chunks(family: ModelFamily, num_chunks: int) -> int:
