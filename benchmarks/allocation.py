@@ -33,6 +33,7 @@ from qvg_engine.quality.kv_choice import KvChoice, choose_formats
 from qvg_engine.quality.kv_prices import KvPrices, kv_prices
 from qvg_engine.quality.markdown import section
 from qvg_engine.quality.part_errors import LayerParts
+from qvg_engine.quality.probes import Probes, measure_effects, weighted
 from qvg_engine.quality.psnr import psnr
 from qvg_engine.quality.recorder import record_passes
 from qvg_engine.quality.sheets import Sheet
@@ -50,17 +51,21 @@ Floats = NDArray[np.float64]
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One way to store K and V.
 
-    `predicted`: the error of attention that the calibration foresees. `on_calibration`, `on_test`:
-    what is measured with all parts stored together. `frames`: PSNR of the second to the fourth
-    chunk, mean over videos and its standard error. `layers`: the names of formats.
+    `predicted`: the relative error of latents that the calibration foresees; `measured`: that of
+    its video, with everything stored. `attention_predicted`, `attention`: the same of attention's
+    output, the root of the mean square over layers and passes; `attention_test`: measured on the
+    test. `frames`: PSNR of the second to the fourth chunk, mean over videos and its standard error.
+    `layers`: the names of formats.
     """
 
     name: str
     overhead: float
     bits: float
     predicted: float
-    on_calibration: float
-    on_test: float
+    measured: float
+    attention_predicted: float
+    attention: float
+    attention_test: float
     frames: tuple[tuple[float, float], ...]
     layers: tuple[tuple[str, str], ...]
 
@@ -68,29 +73,31 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What can be had for so many bits.
 
-    `chosen`: by layer, calibrated. `on_itself`: the same, chosen on the test's own capture. `pair`:
-    the best pair of formats for all layers. `uniform`: error on the test of uniform formats,
-    interpolated between the bits of the best ones. `per_head`: error on the test with formats for
-    every head, `per_head_predicted` that foreseen.
+    `chosen`: by layer. `by_attention`: the same, every layer's attention counted alike. `pair`: the
+    best pair of formats for all layers. `uniform_*`: of uniform formats, interpolated between the
+    bits of the best ones: attention's error on the test, and PSNR. `per_head`: attention's error on
+    the test with formats for every head; `per_head_predicted`: the error of latents then foreseen.
     """
 
     kv_bits: float
     chosen: Line
-    on_itself: Line
+    by_attention: Line
     pair: Line
-    uniform: float
+    uniform_attention: float
+    uniform_frames: tuple[float, ...]
     per_head: float
     per_head_predicted: float
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All figures."""
+    """All figures. `effects`: what K and V of each layer do to the latents, see `probes.py`."""
 
     version: str
     calibration: str
     test: str
     num_tokens: tuple[int, int]
     videos: int
+    effects: tuple[tuple[float, float], ...]
     uniform: tuple[Line, ...]
     budgets: tuple[Budget, ...]
 
@@ -201,6 +208,17 @@ class Frames:
             seed=index,
         )
 
+    def probes(self, capture: Capture) -> Probes:
+        """Those of a captured video."""
+        info = capture.info
+        return Probes(
+            self._family,
+            self._config,
+            prompt=info.prompt,
+            seed=info.seed,
+            num_frames=self._num_frames,
+        )
+
     @property
     def prices(self) -> KvPrices:
         """Prices of a video with a full window."""
@@ -240,6 +258,11 @@ class Study:
         self._frames = frames
         self._calibration = Rows(calibration, self.prices)
         self._test = Rows(test, self.prices)
+        self._probes = frames.probes(calibration[0])
+        errors, overhead = self._calibration.errors, self.prices.overheads[-1]
+        self.effects = measure_effects(self._probes, self.prices, overhead=overhead)
+        self._errors = weighted(errors, self.effects, self.prices, overhead=overhead)
+        self._weights = self._errors / errors
 
     def uniform(self) -> Iterator[Line]:
         """Every named format for all, with every overhead."""
@@ -251,25 +274,33 @@ class Study:
     def budget(self, kv_bits: float, uniform: Sequence[Line]) -> Budget:
         """All that can be had for so many bits."""
         exact = self.prices.check(kv_bits, name="kv_bits")
-        chosen = choose_formats(self.prices, self._calibration.errors, exact)
-        itself = choose_formats(self.prices, self._test.errors, exact)
+        chosen = choose_formats(self.prices, self._errors, exact)
+        alike = choose_formats(self.prices, self._calibration.errors, exact)
         overhead = chosen.allocation.codebook_overhead
         assert overhead is not None
-        per_head = self._per_head(exact, overhead)
+        predicted, heads = self._per_head(exact, overhead)
+        frames = [[mean for mean, _ in line.frames] for line in uniform]
         return Budget(
             kv_bits=kv_bits,
             chosen=self._chosen("by layer", chosen),
-            on_itself=self._chosen("by layer, on itself", itself),
+            by_attention=self._chosen("by attention alone", alike),
             pair=self._pair(exact),
-            uniform=_interpolated(uniform, kv_bits),
-            per_head=self._test.joint_head_error(per_head[1], overhead),
-            per_head_predicted=per_head[0],
+            uniform_attention=math.exp(
+                _interpolated(uniform, [math.log(line.attention_test) for line in uniform], kv_bits)
+            ),
+            uniform_frames=tuple(
+                -_interpolated(uniform, [-dB for dB in chunk], kv_bits)
+                for chunk in zip(*frames, strict=True)
+            ),
+            per_head=self._test.joint_head_error(heads, overhead),
+            per_head_predicted=predicted,
         )
 
     def _per_head(self, kv_bits: Fraction, overhead: float) -> tuple[float, tuple[int, ...]]:
         """The predicted error, and a choice for every head of every part."""
         prices = self.prices
-        found = self._calibration.head_errors[prices.overheads.index(overhead)]
+        place = prices.overheads.index(overhead)
+        found = (self._calibration.head_errors * self._weights[..., None])[place]
         parts = [
             [Choice(cost, float(error)) for cost, error in zip(prices.row_bytes, row, strict=True)]
             for row in np.moveaxis(found, -1, -2).reshape(-1, len(prices.candidates))
@@ -278,7 +309,7 @@ class Study:
         chosen = allocate(parts, min(capacity, len(parts) * max(prices.row_bytes)))
         assert chosen is not None
         total = sum(part[index].error for part, index in zip(parts, chosen, strict=True))
-        return math.sqrt(total / prices.num_layers), chosen
+        return math.sqrt(total), chosen
 
     def _pair(self, kv_bits: Fraction) -> Line:
         """The best formats of K and of V, the same in all layers."""
@@ -289,7 +320,7 @@ class Study:
                 for values in prices.candidates:
                     layers = (LayerFormats(keys=keys, values=values),) * prices.num_layers
                     if prices.bits(layers, overhead) <= kv_bits:
-                        found = self._predicted(layers, overhead), layers, overhead
+                        found = self._sum(self._errors, layers, overhead), layers, overhead
                         best = min(best or found, found, key=lambda item: item[0])
         assert best is not None
         return self._line("one pair", best[1], best[2])
@@ -300,38 +331,40 @@ class Study:
         return self._line(name, choice.allocation.layers, overhead)
 
     def _line(self, name: str, layers: Layers, overhead: float) -> Line:
+        allocation = Allocation(layers=layers, codebook_overhead=overhead)
+        attention = self._sum(self._calibration.errors, layers, overhead)
         return Line(
             name=name,
             overhead=overhead,
             bits=float(self.prices.bits(layers, overhead)),
-            predicted=self._predicted(layers, overhead),
-            on_calibration=self._calibration.joint_error(layers, overhead),
-            on_test=self._test.joint_error(layers, overhead),
-            frames=self._frames.measure(Allocation(layers=layers, codebook_overhead=overhead)),
+            predicted=math.sqrt(self._sum(self._errors, layers, overhead)),
+            measured=math.sqrt(self._probes.error(allocation)),
+            attention_predicted=math.sqrt(attention / self.prices.num_layers),
+            attention=self._calibration.joint_error(layers, overhead),
+            attention_test=self._test.joint_error(layers, overhead),
+            frames=self._frames.measure(allocation),
             layers=tuple((pair.keys.name, pair.values.name) for pair in layers),
         )
 
-    def _predicted(self, layers: Layers, overhead: float) -> float:
-        errors = self._calibration.errors[self.prices.overheads.index(overhead)]
+    def _sum(self, errors: Floats, layers: Layers, overhead: float) -> float:
+        found = errors[self.prices.overheads.index(overhead)]
         names = [item.name for item in self.prices.candidates]
-        total = sum(
-            errors[layer, part, names.index(item.name)]
+        return sum(
+            float(found[layer, part, names.index(item.name)])
             for layer, pair in enumerate(layers)
             for part, item in enumerate((pair.keys, pair.values))
         )
-        return math.sqrt(total / self.prices.num_layers)
 
 
-def _interpolated(lines: Sequence[Line], kv_bits: float) -> float:
-    """The error of uniform formats at so many bits: linear in the logarithm, of the best ones."""
-    best = [
-        line
-        for line in lines
-        if not any(x.bits <= line.bits and x.on_test < line.on_test for x in lines)
-    ]
-    best.sort(key=lambda line: line.bits)
-    logs = np.log([line.on_test for line in best])
-    return float(np.exp(np.interp(kv_bits, [line.bits for line in best], logs)))
+def _interpolated(lines: Sequence[Line], values: Sequence[float], kv_bits: float) -> float:
+    """A figure, less of which is better, at so many bits, between those of the best lines."""
+    all_points = [(line.bits, value) for line, value in zip(lines, values, strict=True)]
+    best = sorted(
+        point
+        for point in all_points
+        if not any(x[0] <= point[0] and x[1] < point[1] for x in all_points)
+    )
+    return float(np.interp(kv_bits, *zip(*best, strict=True)))
 
 
 def line_sheet(title: str, lines: Sequence[Line]) -> Sheet:
@@ -342,38 +375,47 @@ def line_sheet(title: str, lines: Sequence[Line]) -> Sheet:
             f"{line.bits:.3f}",
             f"{line.overhead}",
             f"{line.predicted:.4f}",
-            f"{line.on_calibration:.4f}",
-            f"{line.on_test:.4f}",
+            f"{line.measured:.4f}",
+            f"{line.attention_predicted:.4f}",
+            f"{line.attention:.4f}",
+            f"{line.attention_test:.4f}",
             *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in line.frames),
         )
         for line in lines
     ]
-    headings = ("formats", "all bits", "overhead", "predicted", "measured", "on the test")
+    errors = ("latents, predicted", "measured", "attention, predicted", "measured", "on the test")
     chunks = tuple(f"chunk {index + 2}, dB" for index in range(NUM_CHUNKS))
-    return Sheet(title=title, headings=(*headings, *chunks), rows=tuple(rows))
+    headings = ("formats", "all bits", "overhead", *errors, *chunks)
+    return Sheet(title=title, headings=headings, rows=tuple(rows))
 
 
 def worth_sheet(budgets: Sequence[Budget]) -> Sheet:
-    """Errors on the test against uniform formats."""
+    """Errors on the test, and frames, against uniform formats."""
     rows = []
     for budget in budgets:
-        errors = (
-            budget.pair.on_test,
-            budget.chosen.on_test,
-            budget.on_itself.on_test,
-            budget.per_head,
-        )
-        shown = [f"{error:.4f} ({error / budget.uniform - 1:+.0%})" for error in errors]
-        rows.append((f"{budget.kv_bits}", f"{budget.uniform:.4f}", *shown))
+        whole = budget.uniform_attention
+        errors = (budget.pair.attention_test, budget.chosen.attention_test, budget.per_head)
+        shown = [f"{error:.4f} ({error / whole - 1:+.0%})" for error in errors]
+        lines = (budget.pair, budget.by_attention, budget.chosen)
+        gains = [
+            " ".join(
+                f"{mean - base:+.1f}"
+                for (mean, _), base in zip(line.frames, budget.uniform_frames, strict=True)
+            )
+            for line in lines
+        ]
+        rows.append((f"{budget.kv_bits}", f"{whole:.4f}", *shown, *gains))
     return Sheet(
-        title="Error of attention on the test",
+        title="Against uniform formats of as many bits",
         headings=(
             "bits at most",
-            "uniform, interpolated",
-            "one pair for all layers",
+            "attention, uniform",
+            "one pair",
             "by layer",
-            "by layer, chosen on the test",
             "by head",
+            "dB gained, one pair",
+            "by attention alone",
+            "by layer",
         ),
         rows=tuple(rows),
     )
@@ -388,7 +430,7 @@ def format_sheet(budgets: Sequence[Budget]) -> Sheet:
             *(f"{keys} / {values}" for keys, values in line.layers),
         )
         for budget in budgets
-        for line in (budget.chosen, budget.pair)
+        for line in (budget.chosen, budget.by_attention, budget.pair)
     ]
     headings = ("formats of K / V", *(f"layer {layer}" for layer in range(num_layers)))
     return Sheet(title="What is chosen", headings=headings, rows=tuple(rows))
@@ -414,13 +456,14 @@ def main(
         test=captures[1][0].info.prompt,
         num_tokens=(captures[0][0].num_tokens, captures[1][0].num_tokens),
         videos=videos,
+        effects=tuple((keys, values) for keys, values in study.effects.tolist()),
         uniform=uniform,
         budgets=budgets,
     )
     lines = [
         msgspec.structs.replace(line, name=f"{budget.kv_bits}, {line.name}")
         for budget in budgets
-        for line in (budget.chosen, budget.on_itself, budget.pair)
+        for line in (budget.chosen, budget.by_attention, budget.pair)
     ]
     sheets = (
         line_sheet("One format for all", uniform),

@@ -50,8 +50,8 @@ class AllocationOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
     * `model`, `prompts`: what it was calibrated on.
     * `bits`: all bits an element, codebooks included, of the stream that it was chosen for.
-    * `predicted_error`: the relative error of attention's output that was predicted, the root mean
-      square over layers.
+    * `predicted_error`: the relative error of latents that was predicted, in the first chunks that
+      read the cache.
     """
 
     model: str

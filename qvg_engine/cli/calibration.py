@@ -17,14 +17,13 @@ def choose_on_prompts(
     config: EngineConfig,
     settings: CalibrationSettings,
     *,
-    num_frames: int,
     console: Console,
 ) -> KvChoice:
-    """Calibrate for videos of `num_frames` pixel frames, and print what was chosen.
+    """Calibrate, and print what was chosen.
 
     Raises ConfigError, before anything is generated, for bits that no formats take.
     """
-    prices = kv_prices(family, config, num_frames=num_frames)
+    prices = kv_prices(family, config, num_frames=settings.num_frames)
     prices.check(settings.kv_bits, name="--kv-bits")
     with Steps(console, line="starting") as steps:
         choice = calibrate(family, config, prices, settings, progress=steps.show)
@@ -32,7 +31,7 @@ def choose_on_prompts(
     overhead = choice.allocation.codebook_overhead
     console.print(
         f"{choice.bits:.3f} bits an element, up to {overhead} of them for codebooks; predicted "
-        f"error of attention {choice.predicted_error:.4f}",
+        f"error of the first latents {choice.predicted_error:.4f}",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -100,9 +100,9 @@ def _calibrated(
             prompts=settings.prompts[:1],
             seed=settings.seed,
             kv_bits=settings.kv_bits,
+            num_frames=num_frames,
             num_chunks=chunks_to_calibrate(family, num_frames=num_frames),
         ),
-        num_frames=num_frames,
         console=console,
     )
     return msgspec.structs.replace(config, kv_format=choice.allocation)

@@ -54,9 +54,9 @@ def write_allocation(settings: AllocationSettings, engine_settings: dict[str, An
             prompts=settings.prompts,
             seed=settings.seed,
             kv_bits=settings.kv_bits,
+            num_frames=settings.length.count_frames(family.codec.frames_per_second),
             num_chunks=settings.num_chunks,
         ),
-        num_frames=settings.length.count_frames(family.codec.frames_per_second),
         console=console,
     )
     origin = AllocationOrigin(

@@ -1,6 +1,7 @@
 """From short videos of a model to formats for each of its layers under a budget of bits."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from qvg_engine.quality.chunk_frames import with_room
 from qvg_engine.quality.kv_choice import KvChoice, affordable_overheads, choose_formats
 from qvg_engine.quality.kv_prices import KvPrices
 from qvg_engine.quality.part_errors import measure_parts
+from qvg_engine.quality.probes import Probes, measure_effects, weighted
 from qvg_engine.quality.recorder import record_passes
 
 NUM_CHUNKS = 8
@@ -24,12 +26,13 @@ Progress = Callable[[str, int, int], None]
 class CalibrationSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What is calibrated on: a video a prompt, video i with seed `seed` + i, and its chunks.
 
-    `kv_bits` are all bits an element.
+    `kv_bits` are all bits an element, of videos of `num_frames` pixel frames.
     """
 
     prompts: tuple[str, ...]
     seed: int
     kv_bits: float
+    num_frames: int
     num_chunks: int = NUM_CHUNKS
 
     def __post_init__(self) -> None:
@@ -45,7 +48,7 @@ def calibrate(
     *,
     progress: Progress = lambda what, done, total: None,
 ) -> KvChoice:
-    """Generate the videos with `bf16` pages, measure the parts, and choose.
+    """Generate the videos with `bf16` pages, measure the parts and their effects, and choose.
 
     Errors are means over videos. Raises `ConfigError` for bits that `prices` have no formats for,
     before anything is generated, and what the engine raises.
@@ -55,30 +58,36 @@ def calibrate(
     errors = []
     for index, prompt in enumerate(settings.prompts):
         video = "" if len(settings.prompts) == 1 else f" {index + 1}"
-
-        def on_chunk(done: int, total: int, what: str = f"calibration video{video}") -> None:
-            progress(what, done, total)
-
-        def on_part(done: int, total: int, what: str = f"calibration of formats{video}") -> None:
-            progress(what, done, total)
-
         # One capture at a time is kept.
-        errors.append(
-            measure_parts(
-                record_passes(
-                    family,
-                    _recording(family, config, settings.num_chunks),
-                    prompt=prompt,
-                    num_frames=frames_of_chunks(family, settings.num_chunks),
-                    seed=settings.seed + index,
-                    on_chunk=on_chunk,
-                ),
-                prices,
-                config.codebooks,
-                overheads=overheads,
-                on_part=on_part,
-            )
+        captures = record_passes(
+            family,
+            _recording(family, config, settings.num_chunks),
+            prompt=prompt,
+            num_frames=frames_of_chunks(family, settings.num_chunks),
+            seed=settings.seed + index,
+            on_chunk=partial(progress, f"calibration video{video}"),
         )
+        found = measure_parts(
+            captures,
+            prices,
+            config.codebooks,
+            overheads=overheads,
+            on_part=partial(progress, f"calibration of formats{video}"),
+        )
+        probes = Probes(
+            family,
+            config,
+            prompt=prompt,
+            seed=settings.seed + index,
+            num_frames=max(settings.num_frames, frames_of_chunks(family, 2)),
+        )
+        effects = measure_effects(
+            probes,
+            prices,
+            overhead=overheads[-1],
+            on_probe=partial(progress, f"calibration of layers{video}"),
+        )
+        errors.append(weighted(found, effects, prices, overhead=overheads[-1]))
     return choose_formats(prices, np.mean(errors, axis=0), kv_bits)
 
 

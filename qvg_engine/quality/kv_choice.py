@@ -1,7 +1,7 @@
 """Formats for every layer's K and V under a budget of bits, from the errors of each part.
 
-Errors of parts are taken to add up, and every layer's attention counts the same: the choice is the
-one with the least sum of squared relative errors, under the best of the overheads.
+Squared errors of parts are taken to add up: the choice is the one with the least sum, under the
+best of the overheads.
 """
 
 import math
@@ -20,8 +20,7 @@ from qvg_engine.quality.part_errors import PartErrors
 class KvChoice(msgspec.Struct, frozen=True, kw_only=True):
     """The best allocation, all its bits an element, and the error that is predicted.
 
-    `predicted_error` is the relative error of attention's output, the root of the mean square over
-    layers and passes.
+    `predicted_error` is the root of the sum of the parts' squared errors.
     """
 
     allocation: Allocation
@@ -69,5 +68,5 @@ def _choose(prices: KvPrices, errors: PartErrors, overhead: float, capacity: int
     return KvChoice(
         allocation=Allocation(layers=layers, codebook_overhead=overhead),
         bits=float(prices.bits(layers, overhead)),
-        predicted_error=math.sqrt(total / prices.num_layers),
+        predicted_error=math.sqrt(total),
     )

@@ -37,7 +37,11 @@ def test_every_video_is_captured_and_measured_in_turn(pocket: ModelFamily) -> No
     prices = kv_prices(pocket, config, num_frames=36)
     told: list[tuple[str, int, int]] = []
     settings = CalibrationSettings(
-        prompts=(PROMPT, PROMPT), seed=1, kv_bits=float(prices.least_bits) + 0.01, num_chunks=2
+        prompts=(PROMPT, PROMPT),
+        seed=1,
+        kv_bits=float(prices.least_bits) + 0.01,
+        num_frames=36,
+        num_chunks=2,
     )
     choice = calibrate(pocket, config, prices, settings, progress=lambda *news: told.append(news))
     assert choice.bits <= settings.kv_bits
@@ -45,17 +49,20 @@ def test_every_video_is_captured_and_measured_in_turn(pocket: ModelFamily) -> No
     assert names == [
         "calibration video 1",
         "calibration of formats 1",
+        "calibration of layers 1",
         "calibration video 2",
         "calibration of formats 2",
+        "calibration of layers 2",
     ]
     assert [news for news in told if news[0] == names[0]][-1] == (names[0], 2, 2)
-    assert [news for news in told if news[0] == names[3]][-1] == (names[3], 12, 12)
+    assert [news for news in told if news[0] == names[4]][-1] == (names[4], 12, 12)
+    assert told[-1] == (names[5], 13, 13)
 
 
 def test_bits_are_refused_before_anything_is_made(pocket: ModelFamily) -> None:
     prices = kv_prices(pocket, CONFIG, num_frames=36)
     told: list[str] = []
-    settings = CalibrationSettings(prompts=(PROMPT,), seed=0, kv_bits=0.5)
+    settings = CalibrationSettings(prompts=(PROMPT,), seed=0, kv_bits=0.5, num_frames=36)
     with pytest.raises(ConfigError, match=r"kv_bits is 0\.5"):
         calibrate(pocket, CONFIG, prices, settings, progress=lambda what, *_: told.append(what))
     assert told == []

@@ -33,7 +33,7 @@ def test_bits_are_kept_and_more_never_predict_more_error(
     assert second.predicted_error <= first.predicted_error
 
 
-def test_the_prediction_is_the_root_of_the_mean_square_over_layers() -> None:
+def test_the_prediction_is_the_root_of_the_sum() -> None:
     errors = np.random.default_rng(0).exponential(size=SHAPE)
     choice = choose_formats(PRICES, errors, Fraction(2))
     overhead = choice.allocation.codebook_overhead
@@ -45,7 +45,7 @@ def test_the_prediction_is_the_root_of_the_mean_square_over_layers() -> None:
         for layer, pair in enumerate(choice.allocation.layers)
         for part, item in enumerate((pair.keys, pair.values))
     )
-    assert choice.predicted_error == pytest.approx(math.sqrt(total / NUM_LAYERS))
+    assert choice.predicted_error == pytest.approx(math.sqrt(total))
     assert choice.bits == float(PRICES.bits(choice.allocation.layers, overhead))
 
 
