@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qvg_engine import EngineConfig, VideoEngine, VideoRequest, __version__
 from qvg_engine.allocation import Allocation
@@ -29,15 +28,14 @@ from qvg_engine.quality.calibration import frames_of_chunks
 from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.chunk_frames import Video, first_chunks, with_room
 from qvg_engine.quality.files import write_whole
+from qvg_engine.quality.joint_errors import JointErrors
 from qvg_engine.quality.kv_choice import KvChoice, choose_formats
 from qvg_engine.quality.kv_prices import KvPrices, kv_prices
 from qvg_engine.quality.markdown import section
-from qvg_engine.quality.part_errors import LayerParts
 from qvg_engine.quality.probes import Probes, measure_effects, weighted
 from qvg_engine.quality.psnr import psnr
 from qvg_engine.quality.recorder import record_passes
 from qvg_engine.quality.sheets import Sheet
-from qvg_engine.quality.teacher_forced import TeacherForced, merged
 
 BUDGETS = (1.4, 1.8, 2.3, 3.0)
 UNIFORM = ("q1", "q2", "q4")
@@ -100,88 +98,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[tuple[float, float], ...]
     uniform: tuple[Line, ...]
     budgets: tuple[Budget, ...]
-
-
-class Rows:
-    """All candidates of all parts of one capture as they are read back, and their errors.
-
-    `errors` and `head_errors` are [overheads, layers, K or V, candidates (, heads)]: of a part, or
-    of one of its heads, alone, squared and relative to the whole output of the layer.
-    """
-
-    def __init__(self, captures: Sequence[Capture], prices: KvPrices) -> None:
-        self._prices = prices
-        layers = captures[0].layers
-        self._parts = [LayerParts(captures, layer, EngineConfig().codebooks) for layer in layers]
-        heads = layers[0].keys.shape[1]
-        shape = (len(prices.overheads), prices.num_layers, 2, len(prices.candidates))
-        self.head_errors = np.empty((*shape, heads))
-        self._read: dict[tuple[int, ...], Tensor] = {}
-        for place in np.ndindex(*shape):
-            overhead, layer, part, index = place
-            candidate = prices.candidates[index]
-            read = self._parts[layer].read(
-                candidate,
-                prices.centroids(candidate, prices.overheads[overhead]),
-                is_key=part == 0,
-            )
-            self._read[place] = read
-            self.head_errors[place] = self._lost(layer, {part: read})
-        self.errors = self.head_errors.sum(axis=-1)
-
-    def joint_error(self, layers: Layers, overhead: float) -> float:
-        """The error with everything stored: the root of the mean square over layers."""
-        place = self._prices.overheads.index(overhead)
-        names = [item.name for item in self._prices.candidates]
-        lost = [
-            self._lost(
-                layer,
-                {
-                    part: self._read[place, layer, part, names.index(item.name)]
-                    for part, item in enumerate((pair.keys, pair.values))
-                },
-            ).sum()
-            for layer, pair in enumerate(layers)
-        ]
-        return math.sqrt(sum(lost) / len(lost))
-
-    def joint_head_error(self, chosen: Sequence[int], overhead: float) -> float:
-        """The same with a choice for every head, in the order of `head_errors`."""
-        place = self._prices.overheads.index(overhead)
-        picks = np.reshape(chosen, (self._prices.num_layers, 2, -1))
-        lost = []
-        for layer, parts in enumerate(picks):
-            read = {
-                part: torch.stack(
-                    [self._read[place, layer, part, int(x)][:, head] for head, x in enumerate(row)],
-                    dim=1,
-                )
-                for part, row in enumerate(parts)
-            }
-            lost.append(self._lost(layer, read).sum())
-        return math.sqrt(sum(lost) / len(lost))
-
-    def _lost(self, layer: int, read: dict[int, Tensor]) -> Floats:
-        """By head: the energy that reading these parts changes, over that of the layer's output."""
-        parts = self._parts[layer]
-        keys = read.get(0, parts.rows.keys)
-        values = read.get(1, parts.rows.values)
-        lost = [_lost_by_head(one, keys, values) for one in parts.passes]
-        by_head: Floats = np.mean(lost, axis=0)
-        return by_head
-
-
-def _lost_by_head(forced: TeacherForced, keys: Tensor, values: Tensor) -> Floats:
-    """By KV head: the energy of what is lost in one pass, over that of the layer's output."""
-    lost: Floats = np.zeros(forced.queries(forced.chunks[0]).shape[0])
-    total = 0.0
-    for chunk in forced.chunks:
-        exact = forced.exact(chunk)
-        out = merged(forced.cached(chunk, keys, values), forced.own(chunk))
-        lost += (out - exact).double().square().sum(dim=(1, 2)).numpy()
-        total += float(exact.double().square().sum())
-    by_head: Floats = lost.reshape(keys.shape[1], -1).sum(axis=1) / total
-    return by_head
 
 
 class Frames:
@@ -256,8 +172,8 @@ class Study:
     ) -> None:
         self.prices = frames.prices
         self._frames = frames
-        self._calibration = Rows(calibration, self.prices)
-        self._test = Rows(test, self.prices)
+        self._calibration = JointErrors(calibration, self.prices)
+        self._test = JointErrors(test, self.prices)
         self._probes = frames.probes(calibration[0])
         errors, overhead = self._calibration.errors, self.prices.overheads[-1]
         self.effects = measure_effects(self._probes, self.prices, overhead=overhead)
@@ -364,7 +280,7 @@ def _interpolated(lines: Sequence[Line], values: Sequence[float], kv_bits: float
         for point in all_points
         if not any(x[0] <= point[0] and x[1] < point[1] for x in all_points)
     )
-    return float(np.interp(kv_bits, *zip(*best, strict=True)))
+    return float(np.interp(kv_bits, [x for x, _ in best], [y for _, y in best]))
 
 
 def line_sheet(title: str, lines: Sequence[Line]) -> Sheet:
