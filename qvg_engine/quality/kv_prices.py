@@ -194,5 +194,6 @@ def kv_prices(family: ModelFamily, config: EngineConfig, *, num_frames: int) -> 
     return KvPrices(
         cache_layout(family, config),
         stream_size(family, config, num_frames=num_frames),
+        candidates=CANDIDATES,
         overheads=OVERHEADS if given is None else (given,),
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qvg_engine.block_manager.format import LayerFormats
 from qvg_engine.errors import ConfigError
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.calibration import (
@@ -10,7 +11,7 @@ from qvg_engine.quality.calibration import (
     chunks_to_calibrate,
     frames_of_chunks,
 )
-from qvg_engine.quality.kv_prices import kv_prices
+from qvg_engine.quality.kv_prices import CANDIDATES, KvPrices, kv_prices
 from tests.qvg_engine.quality.conftest import CONFIG, PROMPT
 
 
@@ -34,13 +35,15 @@ def test_frames_of_chunks_are_the_most(pocket: ModelFamily, num_chunks: int) -> 
 
 def test_every_video_is_captured_and_measured_in_turn(pocket: ModelFamily) -> None:
     config = CONFIG
-    prices = kv_prices(pocket, config, num_frames=36)
+    whole = kv_prices(pocket, config, num_frames=24)
+    layout = whole.layout((LayerFormats(keys=CANDIDATES[0], values=CANDIDATES[0]),), 0.18)
+    prices = KvPrices(layout, whole.size, candidates=CANDIDATES[:2], overheads=(0.18,))
     told: list[tuple[str, int, int]] = []
     settings = CalibrationSettings(
         prompts=(PROMPT, PROMPT),
         seed=1,
         kv_bits=float(prices.least_bits) + 0.01,
-        num_frames=36,
+        num_frames=24,
         num_chunks=2,
     )
     choice = calibrate(pocket, config, prices, settings, progress=lambda *news: told.append(news))
