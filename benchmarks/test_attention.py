@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, SpanPlan
-from qvg_engine.block_manager.format import CacheGeometry, get_format
+from qvg_engine.block_manager.format import CacheGeometry, LayerFormats, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
     PagedSegment,
@@ -91,8 +91,7 @@ class Pass:
         layout = CacheLayout(
             geometry=CacheGeometry(num_layers=1, num_kv_heads=heads, head_dim=head_dim),
             page_size=PAGE_SIZE,
-            key_format=get_format(page_format),
-            value_format=get_format(page_format),
+            formats=(LayerFormats(keys=get_format(page_format), values=get_format(page_format)),),
             compute_itemsize=dtype.itemsize,
             codebook_overhead=0.33,
             max_live_codebooks=1,

@@ -6,7 +6,13 @@ from fractions import Fraction
 import msgspec
 
 from qvg_engine.block_manager.codebook_budget import CodebookBudget
-from qvg_engine.block_manager.format import CacheGeometry, PageFormat, page_bytes
+from qvg_engine.block_manager.format import (
+    CacheGeometry,
+    LayerFormats,
+    PageFormat,
+    check_layer_formats,
+    page_bytes,
+)
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.codec.refinement import REFINEMENT
 
@@ -14,15 +20,16 @@ from qvg_engine.kernels.codec.refinement import REFINEMENT
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     """Geometry, page size and formats of a cache.
 
-    `compute_itemsize` is the size in bytes of the dtype that the network computes in;
-    `codebook_overhead` and `max_live_codebooks` bound the codebooks, see `CodebookBudget`;
-    `refinement_overhead` are the bits per element that second pages of the newest tokens may add.
+    `formats` are one pair for every layer, in order, or one pair for all of them; K, and V too, has
+    codebooks in all layers or in none. `compute_itemsize` is the size in bytes of the dtype that
+    the network computes in; `codebook_overhead` and `max_live_codebooks` bound the codebooks, see
+    `CodebookBudget`; `refinement_overhead` are the bits per element that second pages of the newest
+    tokens may add.
     """
 
     geometry: CacheGeometry
     page_size: int
-    key_format: PageFormat
-    value_format: PageFormat
+    formats: tuple[LayerFormats, ...]
     compute_itemsize: int
     codebook_overhead: float
     max_live_codebooks: int
@@ -36,6 +43,19 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
                 f"refinement_overhead is {self.refinement_overhead!r}: give bits per element, 0 to "
                 "16"
             )
+        num_layers = self.geometry.num_layers
+        if len(self.formats) not in (1, num_layers):
+            raise ConfigError(
+                f"formats are of {len(self.formats)} layers: the model has {num_layers}; give a "
+                "pair for every layer, or one for all"
+            )
+        check_layer_formats(self.formats)
+
+    @property
+    def layers(self) -> tuple[LayerFormats, ...]:
+        """The formats of every layer, in order."""
+        num_layers = self.geometry.num_layers
+        return self.formats if len(self.formats) == num_layers else self.formats * num_layers
 
     @property
     def page_bytes(self) -> int:
@@ -43,26 +63,29 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         return page_bytes(
             self.geometry,
             page_size=self.page_size,
-            key_format=self.key_format,
-            value_format=self.value_format,
+            formats=self.layers,
             compute_itemsize=self.compute_itemsize,
         )
 
     @property
     def coded_formats(self) -> tuple[PageFormat, ...]:
-        """Those of K and V, in this order, that have codebooks."""
-        return tuple(f for f in (self.key_format, self.value_format) if f.codec is not None)
+        """The format of every book: layer by layer, of K and of V where they have codebooks."""
+        return tuple(page_format for pair in self.layers for page_format in pair.coded)
 
     @property
     def num_books(self) -> int:
         """Books: one a layer for each of K and V that has codebooks."""
-        return self.geometry.num_layers * len(self.coded_formats)
+        return len(self.coded_formats)
+
+    @property
+    def books_per_layer(self) -> int:
+        """As many in every layer: 0, 1 or 2."""
+        return len(self.formats[0].coded)
 
     @property
     def codebook_row_bytes(self) -> int:
         """Bytes of one row in all books."""
-        items = self.geometry.num_layers * self.geometry.num_kv_heads * self.geometry.head_dim
-        return items * sum(self._centroid_bytes)
+        return self._row_items * sum(self._centroid_bytes)
 
     @property
     def budget(self) -> CodebookBudget | None:
@@ -79,8 +102,13 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def _row_items(self) -> int:
+        """Numbers of one token in one book."""
+        return self.geometry.num_kv_heads * self.geometry.head_dim
+
+    @property
     def _centroid_bytes(self) -> list[int]:
-        """Bytes of a codebook's number, of those of K and V that have codebooks."""
+        """Bytes of a codebook's number, book by book."""
         return [f.codec.centroid_bytes for f in self.coded_formats if f.codec is not None]
 
     def codebook_rows(self, num_pages: int) -> int:
@@ -92,15 +120,14 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of one refinement page."""
         head_dim = self.geometry.head_dim
         row_bytes = REFINEMENT.for_head_dim(head_dim).row_bytes(head_dim)
-        rows = self.geometry.num_layers * self.geometry.num_kv_heads * self.page_size
-        return rows * row_bytes * len(self.coded_formats)
+        rows = self.geometry.num_kv_heads * self.page_size
+        return rows * row_bytes * self.num_books
 
     def refinement_pages(self, num_tokens: int) -> int:
         """Refinement pages that `num_tokens` tokens, of one stream or of all, pay for."""
         if not self.refinement_overhead or not self.coded_formats:
             return 0
-        elements = self.geometry.elements(num_tokens) * len(self.coded_formats)
-        bits = Fraction(self.refinement_overhead) * elements
+        bits = Fraction(self.refinement_overhead) * num_tokens * self._row_items * self.num_books
         return int(bits / (8 * self.refinement_page_bytes))
 
     def num_bytes(self, num_pages: int) -> int:

@@ -56,7 +56,8 @@ class CodebookHistory:
         Args:
             slots, actions: those of its `SpanPlan`, [books].
             energy, residual: the span's energy, and what the centroids left of it, [books].
-            counts: how often each centroid was taken, int32 [books, groups, centroids].
+            counts: how often each centroid was taken, int32 [books, groups, centroids]; zero in
+                groups of stages that only other books have.
             num_centroids: centroids of each codebook that exist, int32 [books].
         """
         expected = (slots.size, *self._occupancy.shape[2:])
@@ -111,8 +112,13 @@ def _record(
         floor = np.float32(USED_SHARE / max(live, 1))
         moved = np.float32(0)
         in_use = 0
+        taking = 0
         for group in range(num_groups):
             taken = counts[book, group, :live]
+            if not taken.any():
+                # Of a stage that this book's format does not have.
+                continue
+            taking += 1
             held = occupancy[book, slot, group, :live]
             fitted = share_at_fit[book, slot, group, :live]
             if is_fit:
@@ -121,8 +127,10 @@ def _record(
                 distance, used_here = _continue(taken, held, fitted, floor)
                 moved += distance
                 in_use += used_here
-        drift[book, slot] = np.float32(0.5 * moved / num_groups)
-        used[book, slot] = np.float32(in_use / max(num_groups * live, 1))
+        drift[book, slot] = np.float32(0.5 * moved / max(taking, 1))
+        # Without stages there is nothing that could fall out of use.
+        share = in_use / (taking * live) if taking else 1.0 * min(live, 1)
+        used[book, slot] = np.float32(share)
 
 
 @njit(cache=True)

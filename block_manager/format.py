@@ -1,10 +1,11 @@
 """How K or V of a page is stored, and the bytes that this takes.
 
 Knows sizes only, no tensors: the page store turns a format into tensors, the scheduler into numbers
-of pages. K and V of a page may have different formats.
+of pages. K and V of a page may have different formats, and so may its layers.
 """
 
 import enum
+from collections.abc import Sequence
 
 import msgspec
 
@@ -90,6 +91,32 @@ def get_format(name: str | PageFormat) -> PageFormat:
         raise ConfigError(f"unknown page format {name!r}: use one of {known}") from None
 
 
+class LayerFormats(msgspec.Struct, frozen=True, kw_only=True):
+    """How one layer stores its K and its V."""
+
+    keys: PageFormat
+    values: PageFormat
+
+    @property
+    def coded(self) -> tuple[PageFormat, ...]:
+        """Those of K and V, in this order, that have codebooks."""
+        return tuple(f for f in (self.keys, self.values) if f.codec is not None)
+
+
+def check_layer_formats(formats: Sequence[LayerFormats]) -> None:
+    """`ConfigError` unless K has codebooks in all layers or in none, and V too."""
+    assert formats, "a cache has at least one layer"
+    for part in ("keys", "values"):
+        first = getattr(formats[0], part)
+        for layer, pair in enumerate(formats):
+            other = getattr(pair, part)
+            if (other.codec is None) != (first.codec is None):
+                raise ConfigError(
+                    f"{part} of layer {layer} are {other.name!r} but those of layer 0 "
+                    f"{first.name!r}: give formats with codebooks to all layers, or to none"
+                )
+
+
 class CacheGeometry(msgspec.Struct, frozen=True, kw_only=True):
     """What a model caches: `num_layers * num_kv_heads * head_dim` elements of K and V a token."""
 
@@ -112,13 +139,16 @@ def page_bytes(
     geometry: CacheGeometry,
     *,
     page_size: int,
-    key_format: PageFormat,
-    value_format: PageFormat,
+    formats: Sequence[LayerFormats],
     compute_itemsize: int,
 ) -> int:
-    """Bytes of one page, codebooks apart: all layers, K and V, for `page_size` tokens."""
-    rows = geometry.num_layers * geometry.num_kv_heads * page_size
-    return rows * sum(
-        page_format.row_bytes(geometry.head_dim, compute_itemsize)
-        for page_format in (key_format, value_format)
+    """Bytes of one page, codebooks apart: K and V of these layers for `page_size` tokens."""
+    return (
+        geometry.num_kv_heads
+        * page_size
+        * sum(
+            page_format.row_bytes(geometry.head_dim, compute_itemsize)
+            for pair in formats
+            for page_format in (pair.keys, pair.values)
+        )
     )

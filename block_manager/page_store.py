@@ -70,10 +70,10 @@ class PageStore:
         self._policy = policy or CodebookPolicy()
         self._layers = tuple(
             LayerPages(
-                keys=self._allocate(layout.key_format, is_key=True),
-                values=self._allocate(layout.value_format, is_key=False),
+                keys=self._allocate(pair.keys, is_key=True),
+                values=self._allocate(pair.values, is_key=False),
             )
-            for _ in range(layout.geometry.num_layers)
+            for pair in layout.layers
         )
 
     @property
@@ -132,7 +132,7 @@ class PageStore:
         """
         assert keys.shape == values.shape, (keys.shape, values.shape)
         pages = self._layers[layer]
-        book = layer * len(self.layout.coded_formats)
+        book = layer * self.layout.books_per_layer
         for part, rows, name in ((pages.keys, keys, "keys"), (pages.values, values, "values")):
             if isinstance(part, PlainPages):
                 encode(part, page_ids, rows)

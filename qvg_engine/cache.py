@@ -1,13 +1,14 @@
 """The KV-cache of one engine: pages, their bookkeeping, the workspace, and what they take."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
+from qvg_engine.allocation import Allocation
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
-from qvg_engine.block_manager.format import PageFormat, get_format
+from qvg_engine.block_manager.format import LayerFormats
 from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.block_manager.page_store import PageStore
@@ -126,12 +127,17 @@ class Cache:
 
 
 def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:
-    """What the settings make of the model's cache."""
-    key_format = get_format(config.kv_format)
-    value_format = get_format(config.value_format or config.kv_format)
+    """What the settings make of the model's cache.
+
+    Raises `ConfigError` for an allocation of another number of layers than the model's.
+    """
     codebooks, refinements = default_overheads(
-        key_format, value_format, windowed=family.settings.window_frames is not None
+        config.layer_formats, windowed=family.settings.window_frames is not None
     )
+    if isinstance(config.kv_format, Allocation):
+        given = config.kv_format
+        codebooks = codebooks if given.codebook_overhead is None else given.codebook_overhead
+        refinements = given.refinement_overhead
     if config.codebook_overhead is not None:
         codebooks = config.codebook_overhead
     if config.refinement_overhead is not None:
@@ -139,8 +145,7 @@ def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:
     return CacheLayout(
         geometry=family.geometry,
         page_size=config.page_size,
-        key_format=key_format,
-        value_format=value_format,
+        formats=config.layer_formats,
         compute_itemsize=config.torch_dtype.itemsize,
         codebook_overhead=codebooks,
         max_live_codebooks=config.codebooks.max_live,
@@ -148,15 +153,13 @@ def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:
     )
 
 
-def default_overheads(
-    key_format: PageFormat, value_format: PageFormat, *, windowed: bool
-) -> tuple[float, float]:
+def default_overheads(formats: Sequence[LayerFormats], *, windowed: bool) -> tuple[float, float]:
     """Bits per element of codebooks and of refinements.
 
     Pages are refined where all formats that can be are so by default.
     """
     total = WINDOWED_OVERHEAD if windowed else FULL_HISTORY_OVERHEAD
-    coded = [f for f in (key_format, value_format) if f.codec is not None]
+    coded = [page_format for pair in formats for page_format in pair.coded]
     if not coded or not all(page_format.refined for page_format in coded):
         return total, 0.0
     refinements = WINDOWED_REFINEMENT if windowed else FULL_HISTORY_REFINEMENT

@@ -6,8 +6,9 @@ import msgspec
 import torch
 from msgspec import UNSET, UnsetType
 
+from qvg_engine.allocation import Allocation
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
-from qvg_engine.block_manager.format import PageFormat, get_format
+from qvg_engine.block_manager.format import LayerFormats, PageFormat, get_format
 from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
 
@@ -32,11 +33,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     The KV-cache and the step:
 
     * `kv_format`: how pages store K and V: "dense", "bf16", or with codebooks "qvg", "qvg-pro",
-      "q4", "q2", "q1"; or a `PageFormat`. `value_format` overrides it for V.
+      "q4", "q2", "q1"; or a `PageFormat`. `value_format` overrides it for V. Or an `Allocation`,
+      which says it for both and for every layer of the model.
     * `codebook_overhead`, `refinement_overhead`: bits per element that a stream's codebooks, and
-      second pages which refine its newest tokens, may add. None: 0.33 together with a window,
-      0.09 with the full history; 0.133 and 0.025 of it are of refinements in "q4", "q2" and "q1",
-      0 in other formats. `codebooks`: when they are fitted anew.
+      second pages which refine its newest tokens, may add. None: what an allocation says, or 0.33
+      together with a window, 0.09 with the full history; 0.133 and 0.025 of it are of refinements
+      in "q4", "q2" and "q1", 0 in other formats. `codebooks`: when they are fitted anew.
     * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
@@ -62,7 +64,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     text_len: int | None = None
     num_heads: int | None = None
 
-    kv_format: str | PageFormat = "q2"
+    kv_format: str | PageFormat | Allocation = "q2"
     value_format: str | PageFormat | None = None
     codebook_overhead: float | None = None
     refinement_overhead: float | None = None
@@ -81,7 +83,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        get_format(self.kv_format)
+        if not isinstance(self.kv_format, Allocation):
+            get_format(self.kv_format)
+        elif self.value_format is not None:
+            raise ConfigError(
+                f"value_format is {self.value_format!r}, but kv_format is an allocation, which "
+                "says it for every layer: give one of them"
+            )
         if self.value_format is not None:
             get_format(self.value_format)
         check_choice("attention_backend", self.attention_backend, ("workspace", "reference"))
@@ -100,6 +108,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 "device is 'cuda', but torch sees no CUDA device: use 'cpu' or 'auto'"
             )
+
+    @property
+    def layer_formats(self) -> tuple[LayerFormats, ...]:
+        """The formats of K and V: one pair for every layer, or one for all of them."""
+        if isinstance(self.kv_format, Allocation):
+            return self.kv_format.layers
+        keys = get_format(self.kv_format)
+        values = keys if self.value_format is None else get_format(self.value_format)
+        return (LayerFormats(keys=keys, values=values),)
 
     @property
     def torch_device(self) -> torch.device:

@@ -11,7 +11,7 @@ from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.paged_attention import Workspace
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.noise import KeyedNoise
-from qvg_engine.models.program import StreamInputs, TextRows
+from qvg_engine.models.program import Program, StreamInputs, TextRows
 
 MAX_PLANNED_FRAMES = 1_000_000
 """A video of this many pixel frames (17 hours at 16 a second) counts as one of any length."""
@@ -87,6 +87,11 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
 
 def pages_for_video(config: EngineConfig, family: ModelFamily, num_frames: int) -> int:
     """Pages that one video of `num_frames` pixel frames holds at its peak."""
+    return planned_program(config, family, num_frames).needs.pages
+
+
+def planned_program(config: EngineConfig, family: ModelFamily, num_frames: int) -> Program:
+    """The passes of a video of `num_frames` pixel frames, to be counted and not to be run."""
     settings = family.settings
     inputs = StreamInputs(
         text=TextRows(torch.zeros(1, family.text_dim), settings.text_len),
@@ -94,7 +99,7 @@ def pages_for_video(config: EngineConfig, family: ModelFamily, num_frames: int) 
         latent_shape=settings.latent_shape,
         noise=KeyedNoise(0),
     )
-    return family.open(inputs, page_size=config.page_size).needs.pages
+    return family.open(inputs, page_size=config.page_size)
 
 
 def _longest(config: EngineConfig, family: ModelFamily, num_pages: int) -> int | None:

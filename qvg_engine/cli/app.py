@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from qvg_engine.cli.bench import bench
+from qvg_engine.cli.calibrate import calibrate
 from qvg_engine.cli.capture import capture
 from qvg_engine.cli.doctor import doctor
 from qvg_engine.cli.exit_code import ExitCode
@@ -28,6 +29,7 @@ app.command()(generate)
 app.command()(doctor)
 app.command()(bench)
 app.command()(capture)
+app.command()(calibrate)
 
 
 @app.callback(invoke_without_command=True)

@@ -30,6 +30,13 @@ def generate(
     ] = None,
     model: Model = "pocket",
     kv_format: KvFormat = None,
+    kv_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --kv-format: choose formats for every layer that take so many bits "
+            "an element, codebooks included, from a short calibration on the first prompt."
+        ),
+    ] = None,
     seconds: Seconds = None,
     num_frames: NumFrames = None,
     seed: Annotated[
@@ -75,6 +82,7 @@ def generate(
         overwrite=overwrite,
         scale=scale,
         json_path=json_path,
+        kv_bits=kv_bits,
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
-from qvg_engine.block_manager.format import FORMATS, CacheGeometry, get_format
+from qvg_engine.block_manager.format import FORMATS, CacheGeometry, LayerFormats, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.paged_attention import (
     LayerPages,
@@ -98,16 +98,16 @@ def _distance_from_reference(device: str, format_name: str) -> float:
 
 def _make_pages(device: str, format_name: str, *, keys: Tensor, values: Tensor) -> LayerPages:
     """Pages of a format that hold these rows, with codebooks where it has any."""
+    page_format = get_format(format_name)
     layout = CacheLayout(
         geometry=CacheGeometry(num_layers=1, num_kv_heads=_NUM_HEADS, head_dim=_HEAD_DIM),
         page_size=_PAGE_SIZE,
-        key_format=get_format(format_name),
-        value_format=get_format(format_name),
+        formats=(LayerFormats(keys=page_format, values=page_format),),
         compute_itemsize=4,
         codebook_overhead=16.0,
         max_live_codebooks=1,
     )
-    num_rows = get_format(format_name).codebook_rows(_NUM_CENTROIDS)
+    num_rows = page_format.codebook_rows(_NUM_CENTROIDS)
     store = PageStore(
         layout,
         num_pages=_NUM_PAGES,

@@ -4,8 +4,11 @@ import contextlib
 import sys
 import time
 
+import msgspec
 import torch
+from rich.console import Console
 
+from qvg_engine.cli.calibration import choose_on_prompts
 from qvg_engine.cli.console import make_console
 from qvg_engine.cli.display import make_display
 from qvg_engine.cli.exit_code import ExitCode
@@ -20,6 +23,8 @@ from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
 from qvg_engine.errors import CapacityError
 from qvg_engine.kernels.host import keep_freed_memory
+from qvg_engine.models.family import ModelFamily
+from qvg_engine.quality.calibration import CalibrationSettings, chunks_to_calibrate
 from qvg_engine.request import VideoRequest
 from qvg_engine.video.writer import require_writable_folder
 
@@ -36,13 +41,19 @@ def make_videos(settings: GenerateSettings) -> int:
     keep_freed_memory()
     console = make_console()
     load_started_at = time.perf_counter()
-    engine = open_engine(config, prompt=settings.prompts[0])
+    family = None
+    if settings.kv_bits is not None:
+        family = load_video_family(config)
+        config = _calibrated(config, family, settings, console)
+    engine = open_engine(config, prompt=settings.prompts[0], family=family)
     warmup_s = time.perf_counter() - load_started_at
     assert engine.family.codec is not None, "checked when the engine was opened"
     jobs = _make_jobs(settings, engine.family.codec.frames_per_second)
     with StopSignals() as stop, make_display(console) as display:
         wall_s = run_jobs(engine, jobs, display=display, stop=stop)
-    report = make_report(jobs, engine.stats(), wall_s=wall_s, warmup_s=warmup_s)
+    report = make_report(
+        jobs, engine.stats(), wall_s=wall_s, warmup_s=warmup_s, formats=config.layer_formats
+    )
     print_report(jobs, report, console)
     for job in jobs:
         if job.state is JobState.FAILED:
@@ -55,12 +66,14 @@ def make_videos(settings: GenerateSettings) -> int:
     return ExitCode.DONE if len(report.videos) == len(jobs) else ExitCode.USER_ERROR
 
 
-def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
-    """Load the model, and make two chunks of a video so that everything is compiled.
+def open_engine(
+    config: EngineConfig, *, prompt: str, family: ModelFamily | None = None
+) -> VideoEngine:
+    """Load the model, unless it is given, and make two chunks of a video: all is compiled then.
 
     That runs in an engine of its own: the one that is returned has counted nothing yet.
     """
-    family = load_video_family(config)
+    family = family or load_video_family(config)
     engine = VideoEngine(config, family=family)
     num_frames = 2 * family.settings.frames_per_chunk
     noise = torch.zeros(num_frames, *family.settings.latent_shape)
@@ -71,6 +84,28 @@ def open_engine(config: EngineConfig, *, prompt: str) -> VideoEngine:
         engine.step()
     del engine
     return VideoEngine(config, family=family)
+
+
+def _calibrated(
+    config: EngineConfig, family: ModelFamily, settings: GenerateSettings, console: Console
+) -> EngineConfig:
+    """The settings with formats chosen on the first prompt."""
+    assert settings.kv_bits is not None
+    assert family.codec is not None, "a family that makes videos has a codec"
+    num_frames = settings.length.count_frames(family.codec.frames_per_second)
+    choice = choose_on_prompts(
+        family,
+        config,
+        CalibrationSettings(
+            prompts=settings.prompts[:1],
+            seed=settings.seed,
+            kv_bits=settings.kv_bits,
+            num_frames=num_frames,
+            num_chunks=chunks_to_calibrate(family, num_frames=num_frames),
+        ),
+        console=console,
+    )
+    return msgspec.structs.replace(config, kv_format=choice.allocation)
 
 
 def _make_jobs(settings: GenerateSettings, frames_per_second: int) -> list[VideoJob]:

@@ -1,18 +1,26 @@
 """Options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+
+ALLOCATION_SUFFIX = ".json"
+"""How the name of an allocation's file ends."""
 
 Model = Annotated[
     str, typer.Option(help="pocket, the embedded model, or the path of a weights file.")
 ]
 KvFormat = Annotated[
     str | None,
-    typer.Option(help=f"How the KV-cache is stored: {', '.join(FORMATS)}; bf16 unless given."),
+    typer.Option(
+        help=f"How the KV-cache is stored: {', '.join(FORMATS)}; or a file of calibrate, whose "
+        "name ends in .json. q2 unless given."
+    ),
 ]
 Seconds = Annotated[
     float | None, typer.Option(help="Length of each video; 10 unless --num-frames is given.")
@@ -34,13 +42,22 @@ def engine_settings(
     device: str,
     batch_invariant: bool = False,
 ) -> dict[str, Any]:
-    """The fields of EngineConfig that were given; ConfigError for a size that cannot be read."""
+    """The fields of EngineConfig that were given.
+
+    Raises ConfigError for a size or an allocation's file that cannot be read.
+    """
     given = {
         "model": model,
-        "kv_format": kv_format,
+        "kv_format": _read_format(kv_format),
         "max_streams": max_streams,
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
         "batch_invariant": batch_invariant,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _read_format(kv_format: str | None) -> str | Allocation | None:
+    if kv_format is None or not kv_format.endswith(ALLOCATION_SUFFIX):
+        return kv_format
+    return read_allocation(Path(kv_format))

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qvg_engine.accounting import EngineStats
+from qvg_engine.block_manager.format import LayerFormats
 from qvg_engine.cli.sizes import format_bytes
 from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.errors import OutputError
@@ -28,13 +29,21 @@ class VideoRow(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
 
 
+class FormatNames(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of a layer's formats."""
+
+    keys: str
+    values: str
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run, as `--json` writes it.
 
     `wall_s` runs from the first request added to the last file closed, `warmup_s` (loading and
     compiling) lies before it. The `kv_` figures hold at the step of peak page use; `kv_ratio` is
     `kv_bytes_bf16` over `kv_bytes_peak`, `codebook_bytes` and `refinement_bytes` together, and
-    `total_ratio` counts the workspace, too.
+    `total_ratio` counts the workspace, too. `kv_formats` are those of every layer, in order, or one
+    pair for all of them.
     """
 
     videos: tuple[VideoRow, ...]
@@ -51,10 +60,16 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     refinement_bytes: int
     workspace_bytes: int
     peak_rss_bytes: int
+    kv_formats: tuple[FormatNames, ...]
 
 
 def make_report(
-    jobs: Sequence[VideoJob], stats: EngineStats, *, wall_s: float, warmup_s: float
+    jobs: Sequence[VideoJob],
+    stats: EngineStats,
+    *,
+    wall_s: float,
+    warmup_s: float,
+    formats: Sequence[LayerFormats],
 ) -> RunReport:
     """Put together what is known after the last file was closed."""
     rows = tuple(_video_row(job) for job in jobs if job.state is JobState.DONE)
@@ -74,6 +89,9 @@ def make_report(
         refinement_bytes=stats.refinement_bytes,
         workspace_bytes=stats.workspace_bytes,
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        kv_formats=tuple(
+            FormatNames(keys=pair.keys.name, values=pair.values.name) for pair in formats
+        ),
     )
 
 

@@ -6,14 +6,15 @@ from typing import Any
 import msgspec
 
 from qvg_engine.cli.video_length import VideoLength
-from qvg_engine.errors import OutputError
+from qvg_engine.errors import ConfigError, OutputError
 
 
 class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One run: its prompts, how long the videos are, and where they go.
 
     Video i has seed `seed + i`. `scale` None enlarges what is too small to watch.
-    `engine_settings` are the fields of EngineConfig that were given.
+    `engine_settings` are the fields of EngineConfig that were given; `kv_bits`, instead of a
+    format among them, is what to calibrate for.
     """
 
     prompts: tuple[str, ...]
@@ -23,8 +24,11 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
     overwrite: bool
     scale: int | None
     json_path: Path | None
+    kv_bits: float | None
     engine_settings: dict[str, Any]
 
     def __post_init__(self) -> None:
         if self.json_path is not None and self.json_path.is_dir():
             raise OutputError(f"--json {self.json_path} is a folder: name a file")
+        if self.kv_bits is not None and "kv_format" in self.engine_settings:
+            raise ConfigError("--kv-bits and --kv-format are both given: give one of them")

@@ -10,7 +10,7 @@ import msgspec
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
-from qvg_engine.block_manager.format import CacheGeometry, PageFormat
+from qvg_engine.block_manager.format import CacheGeometry, LayerFormats, PageFormat
 from qvg_engine.block_manager.page_count import pages_for, peak_pages
 from qvg_engine.cache import default_overheads
 from qvg_engine.models.family import ModelFamily
@@ -81,14 +81,12 @@ def memory_curve(
     seconds: Sequence[float] = SECONDS,
 ) -> MemoryCurve:
     """Bytes of one stream with the engine's default settings, with a window or the full history."""
-    codebook_overhead, refinement_overhead = default_overheads(
-        page_format, page_format, windowed=windowed
-    )
+    formats = (LayerFormats(keys=page_format, values=page_format),)
+    codebook_overhead, refinement_overhead = default_overheads(formats, windowed=windowed)
     layout = CacheLayout(
         geometry=shape.geometry,
         page_size=PAGE_SIZE,
-        key_format=page_format,
-        value_format=page_format,
+        formats=formats,
         compute_itemsize=_COMPUTE_BYTES,
         codebook_overhead=codebook_overhead,
         max_live_codebooks=CodebookPolicy().max_live,

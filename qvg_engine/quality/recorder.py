@@ -22,7 +22,7 @@ from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.quality.capture import Capture, CaptureInfo, LayerCapture
 from qvg_engine.request import VideoRequest
-from qvg_engine.scheduler.unit import Gang
+from qvg_engine.scheduler.unit import Gang, PassKind
 
 _Rows = tuple[Tensor, Tensor, Tensor]
 
@@ -36,6 +36,7 @@ class RecordingFamily:
         heads: which KV heads, with the queries that read them; all of them by default.
         dtype: how to keep the rows; as they were computed by default.
         branch: whose commits, where the stream has more than one branch.
+        denoising: whether to record denoising passes, too, see `denoising_captures`.
 
     It records one stream, alone in its engine, on the host. Raises `ConfigError` for a layer or a
     head that there is not.
@@ -49,6 +50,7 @@ class RecordingFamily:
         heads: Collection[int] | None = None,
         dtype: torch.dtype | None = None,
         branch: int = 0,
+        denoising: bool = False,
     ) -> None:
         self._family = family
         geometry = family.geometry
@@ -59,6 +61,9 @@ class RecordingFamily:
         self._program: Program | None = None
         self._rows: dict[int, list[_Rows]] = {layer: [] for layer in self._layers}
         self._chunk_tokens: list[int] = []
+        self._keeps_denoising = denoising
+        self._denoising: list[dict[int, list[_Rows]]] = []
+        self._step = 0
         self._transform: ReadTransform = IdentityTransform()
 
     @property
@@ -118,9 +123,11 @@ class RecordingFamily:
         gang = self._program.next_gang()
         assert gang is not None
         assert len(gang) == len(passes), (len(gang), len(passes))
-        rows = self._committed_rows(gang, passes)
+        rows, into = self._committed_rows(gang, passes), self._rows
+        if rows is None and self._keeps_denoising:
+            rows, into = self._denoised_rows(gang)
         if rows is not None:
-            attention = _Recorder(attention, rows, self._rows, heads=self._heads, dtype=self._dtype)
+            attention = _Recorder(attention, rows, into, heads=self._heads, dtype=self._dtype)
         return self._family.forward(passes, attention, batch_invariant=batch_invariant)
 
     def capture(self, *, prompt: str, seed: int) -> Capture:
@@ -131,6 +138,22 @@ class RecordingFamily:
         """
         if not self._chunk_tokens:
             raise ConfigError("nothing was committed yet: generate more than one chunk")
+        return self._capture(self._rows, prompt=prompt, seed=seed)
+
+    def denoising_captures(self, *, prompt: str, seed: int) -> tuple[Capture, ...]:
+        """What denoising passes of the same chunks gave to attention: a capture for each pass.
+
+        Their keys and values are those of the pass, of which only a chunk's own are ever read.
+        Raises as `capture` does.
+        """
+        num_tokens = self.capture(prompt=prompt, seed=seed).num_tokens
+        captures = [self._capture(rows, prompt=prompt, seed=seed) for rows in self._denoising]
+        for capture in captures:
+            layer = next(iter(capture.layers.values()))
+            assert len(layer.queries) == num_tokens, "a chunk was begun and not committed"
+        return tuple(captures)
+
+    def _capture(self, rows: dict[int, list[_Rows]], *, prompt: str, seed: int) -> Capture:
         settings, grid = self.settings, _grid(self._transform)
         per_frame = self.tokens_per_frame if grid is None else grid[0] * grid[1]
         window = settings.window_frames
@@ -143,10 +166,10 @@ class RecordingFamily:
             grid=grid,
         )
         layers = {}
-        for layer, recorded in self._rows.items():
+        for layer, recorded in rows.items():
             queries, keys, values = (torch.cat(part) for part in zip(*recorded, strict=True))
             # No more than one layer is held twice.
-            self._rows[layer] = [(queries, keys, values)]
+            rows[layer] = [(queries, keys, values)]
             layers[layer] = LayerCapture(queries=queries, keys=keys, values=values)
         return Capture(info=info, chunk_tokens=tuple(self._chunk_tokens), layers=layers)
 
@@ -165,10 +188,24 @@ class RecordingFamily:
                         "that cannot be captured"
                     )
                 self._chunk_tokens.append(stored)
+                self._step = 0
                 self._transform = inputs.transform
                 return slice(stop - stored, stop)
             first_row = stop
         return None
+
+    def _denoised_rows(self, gang: Gang) -> tuple[slice | None, dict[int, list[_Rows]]]:
+        """The rows of the branch's denoising pass, and what they are added to."""
+        first_row = 0
+        for unit in gang:
+            stop = first_row + unit.num_tokens
+            if unit.branch == self._branch and unit.kind is PassKind.DENOISE:
+                if self._step == len(self._denoising):
+                    self._denoising.append({layer: [] for layer in self._layers})
+                self._step += 1
+                return slice(first_row, stop), self._denoising[self._step - 1]
+            first_row = stop
+        return None, {}
 
 
 class _Recorder:
@@ -229,6 +266,19 @@ def record_video(
     Raises what the engine raises, and `StreamError` if the video fails.
     """
     recording = RecordingFamily(family, layers=layers, heads=heads, dtype=dtype)
+    _run(recording, config, request, num_chunks=num_chunks, on_chunk=on_chunk)
+    return recording.capture(prompt=request.prompt or "", seed=request.seed)
+
+
+def _run(
+    recording: RecordingFamily,
+    config: EngineConfig,
+    request: VideoRequest,
+    *,
+    num_chunks: int | None,
+    on_chunk: Callable[[int], None],
+) -> None:
+    """Generate until so many chunks are recorded; see `record_video`."""
     engine = VideoEngine(config, family=recording)
     engine.add_request(request)
     done = 0
@@ -240,7 +290,6 @@ def record_video(
             done = recording.num_chunks
             on_chunk(done)
     assert num_chunks is None or done == num_chunks, (done, num_chunks)
-    return recording.capture(prompt=request.prompt or "", seed=request.seed)
 
 
 def record_frames(
@@ -261,15 +310,7 @@ def record_frames(
     pass, and is left once all that were asked for are committed. `on_chunk` is told how many
     chunks are captured, and of how many. Otherwise as `record_video`.
     """
-    codec, per_chunk = family.codec, family.settings.frames_per_chunk
-    total = -(-chunked_latent_frames(family, num_frames, request_id="capture") // per_chunk)
-    assert codec is not None, "checked with the number of frames"
-    longer = num_frames
-    while codec.latent_frames(longer) <= total * per_chunk:
-        longer += 1
-    request = VideoRequest(
-        request_id="capture", prompt=prompt, num_frames=longer, seed=seed, output="latents"
-    )
+    request, total = _longer_request(family, prompt=prompt, num_frames=num_frames, seed=seed)
     return record_video(
         family,
         config,
@@ -280,6 +321,48 @@ def record_frames(
         num_chunks=total,
         on_chunk=lambda done: on_chunk(done, total),
     )
+
+
+def record_passes(
+    family: ModelFamily,
+    config: EngineConfig,
+    *,
+    prompt: str,
+    num_frames: int,
+    seed: int,
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Capture, ...]:
+    """As `record_frames`, all layers; behind the commit pass's capture those of denoising passes.
+
+    See `RecordingFamily.denoising_captures`.
+    """
+    request, total = _longer_request(family, prompt=prompt, num_frames=num_frames, seed=seed)
+    recording = RecordingFamily(family, denoising=True)
+    _run(
+        recording,
+        config,
+        request,
+        num_chunks=total,
+        on_chunk=lambda done: on_chunk(done, total),
+    )
+    committed = recording.capture(prompt=prompt, seed=seed)
+    return (committed, *recording.denoising_captures(prompt=prompt, seed=seed))
+
+
+def _longer_request(
+    family: ModelFamily, *, prompt: str, num_frames: int, seed: int
+) -> tuple[VideoRequest, int]:
+    """A video with a chunk more than those of `num_frames`, and the number of those."""
+    codec, per_chunk = family.codec, family.settings.frames_per_chunk
+    total = -(-chunked_latent_frames(family, num_frames, request_id="capture") // per_chunk)
+    assert codec is not None, "checked with the number of frames"
+    longer = num_frames
+    while codec.latent_frames(longer) <= total * per_chunk:
+        longer += 1
+    request = VideoRequest(
+        request_id="capture", prompt=prompt, num_frames=longer, seed=seed, output="latents"
+    )
+    return request, total
 
 
 def _chosen(

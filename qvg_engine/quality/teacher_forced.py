@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.kernels.paged_attention import dense, reference
-from qvg_engine.quality.capture import Capture
+from qvg_engine.quality.capture import Capture, LayerCapture
 
 
 class Part(NamedTuple):
@@ -34,14 +34,24 @@ class TeacherForced:
         capture: where queries, keys and values come from.
         layer: one that was captured.
         chunks: which chunks attend; each reads cached tokens, so the first one is not among them.
+        asking: what another pass over the same tokens, of denoising, gave to attention: queries,
+            and K and V of a chunk's own tokens, are its; those of the commit pass by default.
     """
 
-    def __init__(self, capture: Capture, layer: int, chunks: Sequence[int]) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        layer: int,
+        chunks: Sequence[int],
+        *,
+        asking: LayerCapture | None = None,
+    ) -> None:
         assert chunks, "no chunk to look at"
         assert min(chunks) >= 1, chunks
         self.chunks = tuple(chunks)
         self._capture = capture
         self._rows = capture.layers[layer]
+        self._asking = asking or self._rows
         self._transform = capture.transform
         head_dim = self._rows.keys.shape[2]
         self.scale = 1 / math.sqrt(head_dim)
@@ -96,12 +106,12 @@ class TeacherForced:
     def _own_part(self, chunk: int) -> Part:
         own = self._capture.chunk(chunk)
         return self._attend(
-            chunk, torch.arange(own.start, own.stop), self._rows.keys, self._rows.values
+            chunk, torch.arange(own.start, own.stop), self._asking.keys, self._asking.values
         )
 
     def _rotated_queries(self, chunk: int) -> Tensor:
         own = self._capture.chunk(chunk)
-        rows = self._rows.queries[own].float()
+        rows = self._asking.queries[own].float()
         return self._transform.queries(rows, self._capture.positions[own]).transpose(0, 1)
 
     def _attend(self, chunk: int, tokens: Tensor, keys: Tensor, values: Tensor) -> Part:

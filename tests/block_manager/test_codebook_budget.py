@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_budget import CodebookBudget, live_slots
-from qvg_engine.block_manager.format import FORMATS, CacheGeometry
+from qvg_engine.block_manager.format import FORMATS, CacheGeometry, LayerFormats
 from qvg_engine.errors import ConfigError
 
 CODED = [name for name, page_format in FORMATS.items() if page_format.codec is not None]
@@ -78,15 +78,14 @@ def test_bytes_that_are_reserved_are_within_the_overhead(
     layout = CacheLayout(
         geometry=geometry,
         page_size=64,
-        key_format=FORMATS[key],
-        value_format=FORMATS[value],
+        formats=(LayerFormats(keys=FORMATS[key], values=FORMATS[value]),),
         compute_itemsize=4,
         codebook_overhead=overhead,
         max_live_codebooks=max_live,
     )
     assert layout.budget is not None
     reserved = layout.budget.rows_per_set(num_tokens) * layout.codebook_row_bytes
-    elements = geometry.elements(num_tokens) * len(layout.coded_formats)
+    elements = geometry.elements(num_tokens) * layout.books_per_layer
     specs = [spec for name in (key, value) if (spec := FORMATS[name].codec) is not None]
     # A row of the pool is a row of K and of V: the larger of the two smallest codebooks.
     rows = max(spec.stages + spec.channel_widths for spec in specs)

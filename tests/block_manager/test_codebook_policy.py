@@ -187,3 +187,22 @@ def test_a_span_of_zeros_is_explained(history: CodebookHistory) -> None:
 def test_settings_are_checked(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field} is {value}"):
         CodebookPolicy(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_book_with_fewer_stages_than_others_is_judged_by_its_own(
+    history: CodebookHistory,
+) -> None:
+    """Counts have room for the most stages of any book; a book without them leaves zeros."""
+    first = EVEN.copy()
+    first[1, 1] = first[2] = 0
+    plan = decide(history, None)
+    record(history, plan, 0.1, first)
+    slot = int(plan.slots[0])
+    assert history.used[:, slot].tolist() == [1, 1, 1]
+    moved = first.copy()
+    moved[:, :, :2] *= 3
+    reuse = decide(history, plan.slots)
+    assert reuse.actions.tolist() == [REUSE] * BOOKS
+    record(history, reuse, 0.1, moved)
+    assert history.drift[:2, slot].tolist() == pytest.approx([0.25, 0.25])
+    assert history.drift[2, slot] == 0, "without stages nothing moves"

@@ -1,7 +1,17 @@
 import pytest
 
-from qvg_engine.block_manager.format import CacheGeometry, get_format, page_bytes
+from qvg_engine.block_manager.format import (
+    CacheGeometry,
+    LayerFormats,
+    check_layer_formats,
+    get_format,
+    page_bytes,
+)
 from qvg_engine.errors import ConfigError
+
+
+def pair(keys: str, values: str) -> LayerFormats:
+    return LayerFormats(keys=get_format(keys), values=get_format(values))
 
 
 @pytest.mark.parametrize(
@@ -35,23 +45,31 @@ def test_unknown_format_names_the_known_ones() -> None:
 def test_page_bytes_count_layers_heads_keys_and_values() -> None:
     # Wan 1.3B in bf16: 184,320 bytes a token over 30 layers of 12 heads of 128.
     geometry = CacheGeometry(num_layers=30, num_kv_heads=12, head_dim=128)
-    bf16 = get_format("bf16")
     size = page_bytes(
-        geometry, page_size=64, key_format=bf16, value_format=bf16, compute_itemsize=4
+        geometry, page_size=64, formats=[pair("bf16", "bf16")] * 30, compute_itemsize=4
     )
     assert size == 64 * 184_320
 
 
 def test_keys_and_values_may_have_different_formats() -> None:
     geometry = CacheGeometry(num_layers=1, num_kv_heads=1, head_dim=64)
-    size = page_bytes(
-        geometry,
-        page_size=64,
-        key_format=get_format("dense"),
-        value_format=get_format("bf16"),
-        compute_itemsize=4,
-    )
+    size = page_bytes(geometry, page_size=64, formats=[pair("dense", "bf16")], compute_itemsize=4)
     assert size == 64 * 64 * (4 + 2)
+
+
+def test_layers_may_have_different_formats() -> None:
+    geometry = CacheGeometry(num_layers=2, num_kv_heads=3, head_dim=128)
+    formats = [pair("q1", "q2"), pair("q4", "q2")]
+    size = page_bytes(geometry, page_size=64, formats=formats, compute_itemsize=4)
+    assert size == 64 * 3 * (20 + 35 + 67 + 35)
+
+
+def test_codebooks_are_in_all_layers_or_in_none() -> None:
+    check_layer_formats([pair("q1", "dense"), pair("q4", "bf16")])
+    with pytest.raises(ConfigError, match="keys of layer 1 are 'bf16' but those of layer 0 'q2'"):
+        check_layer_formats([pair("q2", "q2"), pair("bf16", "q2")])
+    with pytest.raises(ConfigError, match="values of layer 2 are 'q1' but those of layer 0 'bf16'"):
+        check_layer_formats([pair("q2", "bf16"), pair("q1", "bf16"), pair("q2", "q1")])
 
 
 @pytest.mark.parametrize("field", ["num_layers", "num_kv_heads", "head_dim"])

@@ -4,7 +4,7 @@ import torch
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
-from qvg_engine.block_manager.format import CacheGeometry, get_format
+from qvg_engine.block_manager.format import CacheGeometry, LayerFormats, get_format
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.codec import CodedPages
@@ -24,8 +24,7 @@ def make_layout(
     return CacheLayout(
         geometry=GEOMETRY,
         page_size=page_size,
-        key_format=get_format(key_format),
-        value_format=get_format(value_format),
+        formats=(LayerFormats(keys=get_format(key_format), values=get_format(value_format)),),
         compute_itemsize=itemsize,
         codebook_overhead=0.33,
         max_live_codebooks=2,

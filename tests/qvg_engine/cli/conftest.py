@@ -117,7 +117,7 @@ CommandLine = Callable[..., Result]
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """The engine that `generate` gets instead of a real one."""
     fake = FakeEngine()
-    monkeypatch.setattr(make_videos, "open_engine", lambda config, *, prompt: fake)
+    monkeypatch.setattr(make_videos, "open_engine", lambda config, *, prompt, family=None: fake)
     return fake
 
 

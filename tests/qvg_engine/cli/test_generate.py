@@ -83,7 +83,9 @@ def test_json_has_exactly_the_published_keys(cli: CommandLine, engine: Any, tmp_
         "refinement_bytes",
         "workspace_bytes",
         "peak_rss_bytes",
+        "kv_formats",
     }
+    assert report["kv_formats"] == [{"keys": "q2", "values": "q2"}]
     for video, prompt, seed in zip(
         report["videos"], ["a red circle", "a blue square"], [0, 1], strict=True
     ):
@@ -253,7 +255,7 @@ def test_options_reach_the_engine(
 ) -> None:
     configs: list[EngineConfig] = []
 
-    def open_engine(config: EngineConfig, *, prompt: str) -> Any:
+    def open_engine(config: EngineConfig, *, prompt: str, family: Any = None) -> Any:
         configs.append(config)
         return engine
 

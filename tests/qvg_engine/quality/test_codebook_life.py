@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes
-from qvg_engine.block_manager.format import CacheGeometry, PageFormat, get_format
+from qvg_engine.block_manager.format import CacheGeometry, LayerFormats, PageFormat, get_format
 from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.kernels.page_runs import PageRuns
@@ -189,8 +189,7 @@ def test_coarse_centroids_cost_little() -> None:
 LAYOUT = CacheLayout(
     geometry=CacheGeometry(num_layers=1, num_kv_heads=2, head_dim=128),
     page_size=64,
-    key_format=Q2,
-    value_format=Q2,
+    formats=(LayerFormats(keys=Q2, values=Q2),),
     compute_itemsize=4,
     codebook_overhead=0.5,
     max_live_codebooks=2,

@@ -15,9 +15,12 @@ from qvg_engine.quality.format_errors import LayerErrors
 from qvg_engine.quality.recorder import (
     RecordingFamily,
     _Recorder,
+    _run,
     record_frames,
+    record_passes,
     record_video,
 )
+from qvg_engine.quality.teacher_forced import TeacherForced
 from tests.conftest import Toy
 from tests.qvg_engine.quality.conftest import CONFIG, LAYERS, PROMPT
 
@@ -191,3 +194,36 @@ def test_all_chunks_of_a_length_are_captured(pocket: ModelFamily, capture: Captu
         for name in ("queries", "keys", "values"):
             expected = getattr(capture.layers[number], name)[: 3 * 192]
             torch.testing.assert_close(getattr(layer, name), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_denoising_passes_are_what_the_network_got(toy: Toy, window: int | None) -> None:
+    """Attention from a capture is that of the engine, in every pass of every chunk."""
+    listening = _Listening(toy.family(window_frames=window))
+    recording = RecordingFamily(listening, denoising=True)  # type: ignore[arg-type]
+    request = toy.request("a", chunks=3, trace=True)
+    _run(recording, toy.engine().config, request, num_chunks=None, on_chunk=lambda done: None)
+    committed = recording.capture(prompt="", seed=0)
+    passes = (*recording.denoising_captures(prompt="", seed=0), committed)
+    assert len(listening.outputs) == 3 * len(passes)
+    for step, asking in enumerate(passes):
+        forced = TeacherForced(committed, 0, (1, 2), asking=asking.layers[0])
+        for chunk in (1, 2):
+            ours = forced.exact(chunk).transpose(0, 1)
+            theirs = listening.outputs[chunk * len(passes) + step]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_all_passes_of_a_model_are_recorded(pocket: ModelFamily) -> None:
+    request = {"prompt": PROMPT, "num_frames": 24, "seed": 3}
+    captures = record_passes(pocket, CONFIG, **request)  # type: ignore[arg-type]
+    assert len(captures) == 1 + len(pocket.settings.timesteps)
+    alone = record_frames(pocket, CONFIG, **request)  # type: ignore[arg-type]
+    for number, layer in alone.layers.items():
+        assert torch.equal(layer.keys, captures[0].layers[number].keys)
+    for capture in captures:
+        assert capture.chunk_tokens == (192, 192)
+        assert sorted(capture.layers) == list(range(6))
+    queries = [capture.layers[2].queries for capture in captures]
+    assert not torch.equal(queries[0], queries[1]), "passes differ"
+    assert all(len(rows) == 384 for rows in queries)
