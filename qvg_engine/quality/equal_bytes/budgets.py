@@ -28,7 +28,7 @@ def find_budgets(settings: EqualBytesSettings, shape: VideoShape) -> tuple[Budge
 
 
 def stream_bytes(shape: VideoShape, page_format: PageFormat, window_frames: int) -> int:
-    """Bytes of a stream that fills its window, pages and codebooks, by the engine's formulas."""
+    """Bytes of a stream that fills its window, by the engine's formulas."""
     windowed = msgspec.structs.replace(shape, window_frames=window_frames)
     curve = memory_curve(windowed, page_format, windowed=True, seconds=(_LONG_SECONDS,))
     return curve.total_bytes[0]

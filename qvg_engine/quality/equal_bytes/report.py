@@ -115,7 +115,7 @@ def _bytes_sheet(table: EqualBytesTable) -> Sheet:
             "format, window",
             "videos",
             "bytes of KV",
-            "of them codebooks",
+            "beside the pages",
             "kv_ratio",
             "looks",
             "mean lap",

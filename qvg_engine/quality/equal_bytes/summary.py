@@ -58,7 +58,7 @@ class ArmRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_bytes(self) -> float:
-        """Bytes of pages and codebooks."""
+        """Bytes of pages, codebooks and refinements."""
         return self.page_bytes + self.codebook_bytes
 
 

@@ -61,8 +61,8 @@ class VideoFigures(msgspec.Struct, frozen=True, kw_only=True):
 class BatchFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One batch of an arm: bytes a stream at the step of peak page use, and its videos.
 
-    `page_bytes` and `codebook_bytes` (reserved) are the engine's own figures after the run, and so
-    is `kv_ratio`; all are 0 for real clips.
+    `page_bytes` and `codebook_bytes` (reserved, refinements included) are the engine's own figures
+    after the run, and so is `kv_ratio`; all are 0 for real clips.
     """
 
     page_bytes: float
@@ -183,7 +183,7 @@ class Study:
         stats = engine.stats()
         return BatchFigures(
             page_bytes=stats.kv_bytes_peak / count,
-            codebook_bytes=stats.codebook_bytes / count,
+            codebook_bytes=(stats.codebook_bytes + stats.refinement_bytes) / count,
             kv_ratio=stats.kv_ratio,
             videos=self._look_at([video.frames for video in made], batch, family),
         )
