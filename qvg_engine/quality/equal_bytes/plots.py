@@ -12,13 +12,14 @@ _MARKS = "os^vDP"
 
 def draw_plot(table: EqualBytesTable) -> bytes:
     """Memory against bytes and against the window, and the differences of every budget."""
-    figure, axes = make_figure(3, width=15, height=4.6)
+    figure, axes = make_figure(3, width=17, height=4.6)
     _arms(axes[0], table, by_bytes=True)
     _arms(axes[1], table, by_bytes=False)
     _differences(axes[2], table)
-    for axis in (axes[0], axes[2]):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, frameon=False)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=8, frameon=False)
+    if axes[2].get_legend_handles_labels()[0]:
+        axes[2].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return to_png(figure)
 
 

@@ -69,7 +69,8 @@ def answer_line(row: BudgetRow, table: EqualBytesTable) -> str:
         )
     return (
         f"{windows}: **{row.verdict}**; revisited ground {_interval(first.revisited_db)} dB, less "
-        f"other ground {_interval(first.gain_db)} dB, {first.pairs} pairs of videos."
+        f"other ground {_interval(first.gain_db)} dB, {first.pairs} pairs of videos; frames that "
+        f"are as prompted {_percent(first.adherence)} points."
     )
 
 
