@@ -86,7 +86,8 @@ class FrameComparison:
         if fill and page_format.codec is not None:
             # Half a row more, so that rounding down does not lose one.
             rows = page_format.most_codebook_rows + 0.5
-            bits = 16 * config.codebooks.max_live * rows / self._peak_tokens
+            row_bits = 8 * page_format.codec.centroid_bytes
+            bits = row_bits * config.codebooks.max_live * rows / self._peak_tokens
             config = msgspec.structs.replace(config, codebook_overhead=bits)
         return with_room(
             config, self._family, num_streams=len(self._prompts), num_frames=self._num_frames

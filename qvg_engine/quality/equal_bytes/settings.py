@@ -34,7 +34,7 @@ class EqualBytesSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     num_prompts: int = 8
     num_seeds: int = 1
     together: int = 4
-    num_frames: int = 468
+    num_frames: int = 480
     judge_every: int = 16
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     seed: int = 0

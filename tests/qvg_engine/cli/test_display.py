@@ -82,9 +82,11 @@ class Watched:
             # K and V, of two bytes an element.
             vector = 2 * 2 * self._engine.family.geometry.elements(1)
             pages = manager.num_used * layout.page_bytes
-            rows = manager.codebooks.pool.num_reserved_rows * vector
+            # A head of 128 numbers takes 256 bytes in bf16, 128 in a codebook, 34 in a refinement.
+            rows = manager.codebooks.pool.num_reserved_rows * vector // 2
+            refinements = manager.codebooks.refinements.num_reserved * 64 * vector // 256 * 34
             in_bf16 = manager.num_live_tokens() * vector
-            self.counted.append(f"{in_bf16 / (pages + rows):.2f}")
+            self.counted.append(f"{in_bf16 / (pages + rows + refinements):.2f}")
 
 
 def test_compression_is_shown_as_it_is_at_each_step(

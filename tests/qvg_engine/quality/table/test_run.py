@@ -90,7 +90,7 @@ def test_a_whole_table(whole: Table) -> None:
     assert errors["bf16"]["attention"]["value"] == 0
     # Codes, scales and ids, and codebooks of 4 centroids and widths for 576 tokens.
     assert errors["q2"]["bits"] == pytest.approx(2 + 2 * 8 / 128 + 8 / 128)
-    assert errors["q2"]["shared_bits"] == pytest.approx(5 * 16 / 576)
+    assert errors["q2"]["shared_bits"] == pytest.approx(5 * 8 / 576)
     assert errors["q2"]["num_tokens"] == 576
     assert errors["bf16"]["bytes_per_token"] == 2 * 2 * 2 * 128
     windows = {row["name"]: row for row in figures["windows"]}
