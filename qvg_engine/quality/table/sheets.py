@@ -136,7 +136,7 @@ def _ratio_sheet(table: QualityTable) -> Iterator[Sheet]:
             ),
             note=(
                 f"A stream of {RATIO_SECONDS:g} s at its peak: pages, padding included, and the "
-                "codebooks that the engine reserves by default."
+                "codebooks and refinements that the engine reserves by default."
             ),
         )
 
