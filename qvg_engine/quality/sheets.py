@@ -168,7 +168,7 @@ def _memory_sheets(curves: Sequence[MemoryCurve]) -> Iterator[Sheet]:
                 "of bf16",
             ),
             rows=tuple(_memory_row(curve, exact[curve.window_frames]) for curve in shown),
-            note="Pages at their peak and the codebooks that the stream reserves by default.",
+            note="Pages at their peak; codebooks and refinements that are reserved by default.",
         )
 
 

@@ -67,13 +67,13 @@ def test_the_part_that_suffers_most_gets_the_bits() -> None:
 
 
 def test_few_bits_leave_few_for_codebooks() -> None:
-    assert affordable_overheads(PRICES, PRICES.least_bits) == (0.09,)
+    assert affordable_overheads(PRICES, PRICES.least_bits) == (0.065,)
     assert affordable_overheads(PRICES, PRICES.most_bits) == PRICES.overheads
     errors = np.full(SHAPE, np.nan)
     errors[0] = 1.0
     # What cannot be afforded need not be measured.
     choice = choose_formats(PRICES, errors, PRICES.least_bits)
-    assert choice.allocation.codebook_overhead == 0.09
+    assert choice.allocation.codebook_overhead == 0.065
     assert {pair.keys.name for pair in choice.allocation.layers} == {"q1-lean"}
     with pytest.raises(AssertionError, match="was not measured"):
         choose_formats(PRICES, errors, PRICES.most_bits)

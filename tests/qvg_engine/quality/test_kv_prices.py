@@ -140,6 +140,6 @@ def test_bits_outside_are_refused_and_what_is_named_is_allowed() -> None:
 def test_centroids_are_those_of_the_budget() -> None:
     prices = make_prices(size_of(3072))
     assert [prices.centroids(get_format("q2"), item) for item in OVERHEADS] == [11, 23, 36]
-    assert [prices.centroids(get_format("q1"), item) for item in OVERHEADS] == [3, 8, 15]
+    assert [prices.centroids(get_format("q1"), item) for item in OVERHEADS] == [5, 11, 18]
     rich = make_prices(size_of(3_000_000))
     assert rich.centroids(PageFormat(name="q2", codec=get_format("q2").codec), 0.33) == 256

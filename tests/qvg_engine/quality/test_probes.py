@@ -53,7 +53,7 @@ def test_weights_make_the_leanest_format_cost_its_effect(pocket: ModelFamily) ->
     random = np.random.default_rng(0)
     errors = random.exponential(size=(3, 6, 2, len(prices.candidates)))
     effects = random.exponential(size=(6, 2))
-    found = weighted(errors, effects, prices, overhead=0.18)
+    found = weighted(errors, effects, prices, overhead=0.13)
     lean = prices.row_bytes.index(min(prices.row_bytes))
     assert found[1, :, :, lean] == pytest.approx(effects)
     assert found[2, 3, 1, 4] / found[0, 3, 1, 0] == pytest.approx(

@@ -33,7 +33,8 @@ def test_bits_are_those_of_the_format(name: str, is_key: bool) -> None:
     stored = store_rows(rows(), page_format, is_key=is_key, seed=0)
     assert stored.bits_per_element * 128 == 8 * page_format.row_bytes(128, 4)
     codec = page_format.codec
-    codebook = 16 * (7 * codec.stages + codec.channel_widths) / 150 if codec else 0
+    num_rows = 7 * codec.stages + codec.channel_widths if codec else 0
+    codebook = 8 * codec.centroid_bytes * num_rows / 150 if codec else 0
     assert stored.codebook_bits == pytest.approx(codebook)
     assert stored.decoded().shape == (150, 2, 128)
 

@@ -160,7 +160,10 @@ def test_rows_that_are_not_finite_are_refused() -> None:
         ({"stages": 0}, "stages is 0: give a whole number from 1 to 8"),
         ({"candidates": 9}, "candidates is 9: give a whole number from 1 to 8"),
         ({"refits": -1}, "refits is -1: give a whole number from 0 to 100"),
-        ({"centroid_type": "int4"}, "centroid_type is 'int4': give one of float16, e4m3, int8"),
+        (
+            {"centroid_type": "int4"},
+            "centroid_type is 'int4': give one of float16, e4m3, e4m3-scaled, int8",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
