@@ -16,7 +16,6 @@ import typer
 from torch import Tensor
 
 from qvg_engine import __version__
-from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.format import PageFormat, get_format
 from qvg_engine.cache import WINDOWED_OVERHEAD
 from qvg_engine.quality.capture import Capture, load
@@ -31,7 +30,6 @@ Rows = dict[int, tuple[Tensor, Tensor]]
 
 NEWEST_FRAMES = (1, 2, 3, 6)
 """Latent frames that are kept apart, of chunks of three."""
-EAGER = CodebookPolicy(refit_residual=1.1)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,7 +244,7 @@ def main(
         raise typer.BadParameter("the capture needs a window, and frames")
     study = Study(capture, every)
     formats = get_format(kv_format), get_format(better_format)
-    refitted = Life(policy=EAGER, fit_chunks=study.window_chunks)
+    refitted = Life(fit_chunks=study.window_chunks)
     report = Report(
         version=__version__,
         model=capture.info.model,

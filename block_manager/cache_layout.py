@@ -130,6 +130,16 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
         bits = Fraction(self.refinement_overhead) * num_tokens * self._row_items * self.num_books
         return int(bits / (8 * self.refinement_page_bytes))
 
+    def set_refinements(self, num_tokens: int, *, chunk_pages: int) -> int:
+        """Refinement pages of a branch that keeps so many tokens: those of a chunk at most."""
+        return min(chunk_pages, self.refinement_pages(num_tokens))
+
+    def set_bytes(self, num_tokens: int, *, chunk_pages: int) -> int:
+        """Bytes of codebooks and refinements that a branch of so many tokens reserves."""
+        rows = self.budget.rows_per_set(num_tokens) if self.budget else 0
+        refinements = self.set_refinements(num_tokens, chunk_pages=chunk_pages)
+        return rows * self.codebook_row_bytes + refinements * self.refinement_page_bytes
+
     def num_bytes(self, num_pages: int) -> int:
         """Bytes of so many pages and of the codebooks and refinements that belong to them."""
         refinements = self.refinement_pages(num_pages * self.page_size)

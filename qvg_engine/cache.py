@@ -85,7 +85,7 @@ class Cache:
         if budget is None or not num_sets or not peak_tokens:
             return Needs()
         tokens = max(1, peak_tokens // num_sets)
-        refinements = min(self._chunk_pages, self.layout.refinement_pages(tokens))
+        refinements = self.layout.set_refinements(tokens, chunk_pages=self._chunk_pages)
         return Needs(
             codebook_slots=num_sets * budget.max_live,
             codebook_rows=num_sets * budget.rows_per_set(tokens),

@@ -1,6 +1,6 @@
 """Encoding rows into pages with a codebook that exists, by the fastest kernels there are."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def _refine(
     nothing = np.zeros(len(chosen), np.int64)
     runs = PageRuns(page_ids[chosen], nothing, nothing, end - begin)
     decoded = values.new_empty((pages.num_heads, runs.num_tokens, pages.head_dim))
-    decode(replace(pages, refinement=None), runs, decoded, start=0, rope=None)
+    decode(pages.unrefined(), runs, decoded, start=0, rope=None)
     if len(chosen) < len(page_ids):
         tokens = np.concatenate([np.arange(*ends) for ends in zip(begin, end, strict=True)])
         values = values[:, torch.from_numpy(tokens).to(values.device)]

@@ -111,6 +111,7 @@ class CodedPages:
     channel_groups: int32 [head_dim], which scale each channel of a row uses.
     refinement: second codes that some of the pages may have; None where none ever has.
     arrays: what kernels keep of it for themselves, see `arrays.page_arrays`.
+    views: the same memory seen otherwise, made when it is first asked for.
     """
 
     codes: Tensor
@@ -122,6 +123,9 @@ class CodedPages:
     channel_groups: NDArray[np.int32]
     refinement: Refinement | None = None
     arrays: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    views: dict[str, "CodedPages"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_pages(self) -> int:
@@ -150,23 +154,31 @@ class CodedPages:
         refined = self.refinement.num_bytes if self.refinement is not None else 0
         return rows + refined + self.codebooks.num_bytes
 
+    def unrefined(self) -> "CodedPages":
+        """The same pages without their refinement; always the same object."""
+        if "unrefined" not in self.views:
+            self.views["unrefined"] = replace(self, refinement=None)
+        return self.views["unrefined"]
+
     def refinement_pages(self) -> "CodedPages":
-        """The refinement as pages of their own, over the same memory.
+        """The refinement as pages of their own, over the same memory; always the same object.
 
         Their codebooks are those of these pages, of which they use the widths alone.
         """
-        refinement = self.refinement
-        assert refinement is not None
-        num_pages, num_heads, page_size = refinement.codes.shape[:3]
-        return CodedPages(
-            codes=refinement.codes,
-            ids=refinement.codes.new_empty((num_pages, num_heads, 0, page_size)),
-            scales=refinement.scales,
-            slot_of_page=np.full(num_pages, NO_SLOT, dtype=np.int32),
-            codebooks=replace(self.codebooks, num_stages=0),
-            spec=refinement.spec,
-            channel_groups=refinement.channel_groups,
-        )
+        if "refinement" not in self.views:
+            refinement = self.refinement
+            assert refinement is not None
+            num_pages, num_heads, page_size = refinement.codes.shape[:3]
+            self.views["refinement"] = CodedPages(
+                codes=refinement.codes,
+                ids=refinement.codes.new_empty((num_pages, num_heads, 0, page_size)),
+                scales=refinement.scales,
+                slot_of_page=np.full(num_pages, NO_SLOT, dtype=np.int32),
+                codebooks=replace(self.codebooks, num_stages=0),
+                spec=refinement.spec,
+                channel_groups=refinement.channel_groups,
+            )
+        return self.views["refinement"]
 
     @property
     def group_channels(self) -> NDArray[np.int64]:

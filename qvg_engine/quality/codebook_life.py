@@ -22,17 +22,12 @@ from qvg_engine.block_manager.format import PageFormat
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.kernels.codec import (
     CodecSpec,
-    CodedPages,
-    allocate_pages,
-    consecutive_groups,
-    consecutive_slots,
     decode,
     encode_span,
     fit_codebook,
-    half_split_groups,
 )
 from qvg_engine.kernels.page_runs import PageRuns
-from qvg_engine.quality.stored import PAGE_SIZE
+from qvg_engine.quality.stored import PAGE_SIZE, pages_like
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,9 +165,10 @@ class _Book:
         self._live = live
         self._seed = seed
         self._starts = np.cumsum([0, *chunk_tokens])
-        num_pages = [pages_for(tokens, PAGE_SIZE) for tokens in chunk_tokens]
-        self._first_page = np.cumsum([0, *num_pages])
-        self._pages = _allocate(spec, rows, int(self._first_page[-1]), live, is_key=is_key)
+        pages_of_chunks = [pages_for(tokens, PAGE_SIZE) for tokens in chunk_tokens]
+        self._first_page = np.cumsum([0, *pages_of_chunks])
+        num_pages = int(self._first_page[-1])
+        self._pages = pages_like(rows, spec, num_pages=num_pages, is_key=is_key, num_slots=live)
         self._codebooks, self._set = _open_codebooks(spec, life, live, len(chunk_tokens), rows)
         self._read_back = torch.empty(rows.shape)
         self._fits = 0
@@ -274,22 +270,6 @@ class _Book:
             np.zeros_like(first),
             np.minimum(PAGE_SIZE, tokens - first),
         )
-
-
-def _allocate(
-    spec: CodecSpec, rows: Tensor, num_pages: int, num_slots: int, *, is_key: bool
-) -> CodedPages:
-    groups = half_split_groups if is_key else consecutive_groups
-    return allocate_pages(
-        spec,
-        num_pages=num_pages,
-        num_heads=rows.shape[1],
-        page_size=PAGE_SIZE,
-        head_dim=rows.shape[2],
-        row_table=consecutive_slots(spec, num_slots),
-        device=rows.device,
-        channel_groups=groups(rows.shape[2], spec.group),
-    )
 
 
 def _open_codebooks(

@@ -184,14 +184,8 @@ class KvPrices:
         return max(self._codebook_bytes(self._pair_layout(pair, overhead)) for pair in pairs)
 
     def _codebook_bytes(self, layout: CacheLayout) -> int:
-        assert layout.budget is not None
         tokens = max(1, self.size.num_tokens // self.size.num_sets)
-        rows = self.size.num_sets * layout.budget.rows_per_set(tokens)
-        refinements = min(self.size.chunk_pages, layout.refinement_pages(tokens))
-        return (
-            rows * layout.codebook_row_bytes
-            + self.size.num_sets * refinements * layout.refinement_page_bytes
-        )
+        return self.size.num_sets * layout.set_bytes(tokens, chunk_pages=self.size.chunk_pages)
 
     def _budget_rows(self, pair: tuple[PageFormat, PageFormat], overhead: float) -> int:
         budget = self._pair_layout(pair, overhead).budget

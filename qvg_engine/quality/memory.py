@@ -98,12 +98,8 @@ def memory_curve(
         num_chunks = shape.num_chunks(length)
         num_pages = _peak(shape, num_chunks, page_size=PAGE_SIZE, windowed=windowed)
         num_tokens = _peak(shape, num_chunks, page_size=1, windowed=windowed)
-        rows = layout.budget.rows_per_set(num_tokens) if layout.budget is not None else 0
         pages.append(num_pages * layout.page_bytes)
-        refinements = min(chunk_pages, layout.refinement_pages(num_tokens))
-        codebooks.append(
-            rows * layout.codebook_row_bytes + refinements * layout.refinement_page_bytes
-        )
+        codebooks.append(layout.set_bytes(num_tokens, chunk_pages=chunk_pages))
     return MemoryCurve(
         model=shape.model,
         name=page_format.name,

@@ -6,6 +6,7 @@ comes back is stored in pages that lose nothing (`dense`). Everything else is th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -13,10 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.block_manager.codebook_policy import SpanPlan
-from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.page_store import PageStore
-from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.quality.contender import Contender
 
 _write = PageStore.write
@@ -44,10 +42,7 @@ def simulated_pages(contender: Contender) -> Iterator[None]:
         *,
         keys: Tensor,
         values: Tensor,
-        span: SpanPlan | None = None,
-        figures: SpanFigures | None = None,
-        seen: PageRuns | None = None,
-        refined: NDArray[np.int32] | None = None,
+        **others: Any,
     ) -> None:
         read_keys, read_values = (
             contender.round_trip(
@@ -55,15 +50,7 @@ def simulated_pages(contender: Contender) -> Iterator[None]:
             ).rows.to(rows.dtype)
             for rows, is_key in ((keys, True), (values, False))
         )
-        _write(
-            store,
-            layer,
-            page_ids,
-            keys=read_keys,
-            values=read_values,
-            span=span,
-            figures=figures,
-        )
+        _write(store, layer, page_ids, keys=read_keys, values=read_values, **others)
 
     with patch.object(PageStore, "write", write):
         yield

@@ -90,7 +90,7 @@ def store_rows(
         encode(plain, page_ids, rows)
         return StoredRows(plain, num_tokens, 8.0 * dtype.itemsize, 0.0)
     spec = page_format.codec.for_head_dim(head_dim)
-    pages = _allocate(spec, rows, len(page_ids), is_key=is_key)
+    pages = pages_like(rows, spec, num_pages=len(page_ids), is_key=is_key)
     fit_codebook(
         pages,
         rows[:fit_tokens],
@@ -112,7 +112,13 @@ def store_rows(
     )
 
 
-def _allocate(spec: CodecSpec, rows: Tensor, num_pages: int, *, is_key: bool) -> CodedPages:
+def pages_like(
+    rows: Tensor, spec: CodecSpec, *, num_pages: int, is_key: bool, num_slots: int = 1
+) -> CodedPages:
+    """Empty pages for rows [tokens, heads, head_dim] like these, with so many codebook slots.
+
+    `spec` is one for heads of this size.
+    """
     groups = half_split_groups if is_key else consecutive_groups
     return allocate_pages(
         spec,
@@ -120,7 +126,7 @@ def _allocate(spec: CodecSpec, rows: Tensor, num_pages: int, *, is_key: bool) ->
         num_heads=rows.shape[1],
         page_size=PAGE_SIZE,
         head_dim=rows.shape[2],
-        row_table=consecutive_slots(spec, 1),
+        row_table=consecutive_slots(spec, num_slots),
         device=rows.device,
         channel_groups=groups(rows.shape[2], spec.group),
     )

@@ -11,17 +11,13 @@ from qvg_engine.checks import check_range
 from qvg_engine.kernels.codec import (
     CodecSpec,
     CodedPages,
-    allocate_pages,
-    consecutive_groups,
-    consecutive_slots,
     encode_span,
     fit_codebook,
-    half_split_groups,
 )
 from qvg_engine.kernels.codec.packing import pack, unpack
 from qvg_engine.quality.contenders.groups import from_token_blocks, token_blocks
 from qvg_engine.quality.contenders.trits import pack_trits, trit_bytes, unpack_trits
-from qvg_engine.quality.stored import PAGE_SIZE, StoredRows
+from qvg_engine.quality.stored import PAGE_SIZE, StoredRows, pages_like
 
 
 class ResidualCoder(Protocol):
@@ -108,21 +104,14 @@ class _PagedCoder:
     """Pages of the engine without centroids."""
 
     def __init__(self, residual: Tensor, spec: CodecSpec, *, is_key: bool, trits: bool) -> None:
-        num_tokens, num_heads, head_dim = residual.shape
-        spec = spec.for_head_dim(head_dim)
-        groups = half_split_groups if is_key else consecutive_groups
-        self._num_tokens = num_tokens
+        self._num_tokens = residual.shape[0]
         self._trits = trits
-        self._page_ids = np.arange(-(-num_tokens // PAGE_SIZE))
-        self._pages = allocate_pages(
-            spec,
+        self._page_ids = np.arange(-(-self._num_tokens // PAGE_SIZE))
+        self._pages = pages_like(
+            residual,
+            spec.for_head_dim(residual.shape[2]),
             num_pages=len(self._page_ids),
-            num_heads=num_heads,
-            page_size=PAGE_SIZE,
-            head_dim=head_dim,
-            row_table=consecutive_slots(spec, 1),
-            device=residual.device,
-            channel_groups=groups(head_dim, spec.group),
+            is_key=is_key,
         )
         fit_codebook(
             self._pages,

@@ -15,8 +15,12 @@ from qvg_engine.kernels.codec import (
     CodedPages,
     allocate_pages,
     consecutive_slots,
+    decode,
+    reference,
 )
 from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
+from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.rope import RopeGrid
 
 SPECS: dict[str, CodecSpec] = {
     **{name: msgspec.structs.replace(spec, centroids=9) for name, spec in PRESETS.items()},
@@ -170,3 +174,26 @@ def as_stored(numbers: Tensor, spec: CodecSpec) -> Tensor:
     if spec.centroid_type == "e4m3":
         return from_e4m3(to_e4m3(numbers))
     return numbers.to(getattr(torch, spec.centroid_type)).float()
+
+
+def decoded(pages: CodedPages, page_ids: list[int], num_tokens: int) -> Tensor:
+    """The first tokens of some pages, fp32 [tokens, heads, head_dim]."""
+    ids = np.array(page_ids)
+    runs = PageRuns(ids, 0 * ids, 0 * ids, 0 * ids + pages.page_size).cut(0, num_tokens)
+    out = torch.full((pages.num_heads, num_tokens, pages.head_dim), torch.nan)
+    decode(pages, runs, out, start=0, rope=None)
+    return out.transpose(0, 1)
+
+
+def check_decode_bits(
+    pages: CodedPages, runs: PageRuns, *, dtype: torch.dtype, rope: RopeGrid | None
+) -> None:
+    """Kernel and reference write the same bits, and nothing around them; 2 heads of 64."""
+    count = runs.num_tokens
+    out, expected = torch.full((2, 2, count + 9, 64), torch.nan).to(dtype)
+    decode(pages, runs, out, start=4, rope=rope)
+    reference.decode(pages, runs, expected, start=4, rope=rope)
+    assert out[:, 4 : 4 + count].isfinite().all()
+    assert torch.equal(out[:, 4 : 4 + count], expected[:, 4 : 4 + count])
+    assert out[:, :4].isnan().all()
+    assert out[:, 4 + count :].isnan().all()

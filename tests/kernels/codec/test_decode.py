@@ -23,6 +23,7 @@ from qvg_engine.kernels.codec.packing import pack
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.reference import rotate
+from tests.kernels.codec.conftest import check_decode_bits
 
 MakePages = Callable[..., CodedPages]
 
@@ -72,14 +73,7 @@ def test_kernels_decode_to_the_same_bits(
 ) -> None:
     rope = make_grid() if is_rotated else None
     pages, runs = filled(make_pages, spec), as_runs(entries)
-    count = runs.num_tokens
-    out, expected = torch.full((2, 2, count + 9, 64), torch.nan).to(dtype)
-    decode(pages, runs, out, start=4, rope=rope)
-    reference.decode(pages, runs, expected, start=4, rope=rope)
-    assert out[:, 4 : 4 + count].isfinite().all()
-    assert torch.equal(out[:, 4 : 4 + count], expected[:, 4 : 4 + count])
-    assert out[:, :4].isnan().all()
-    assert out[:, 4 + count :].isnan().all()
+    check_decode_bits(pages, runs, dtype=dtype, rope=rope)
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 192])

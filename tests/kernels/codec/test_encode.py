@@ -14,7 +14,6 @@ from qvg_engine.kernels.codec import (
     CodecSpec,
     CodedPages,
     cpu_store,
-    decode,
     encode_span,
     fit_codebook,
     half_split_groups,
@@ -23,7 +22,7 @@ from qvg_engine.kernels.codec import (
 from qvg_engine.kernels.codec.e4m3 import from_e4m3
 from qvg_engine.kernels.codec.encode import assign_stages
 from qvg_engine.kernels.codec.residual import to_points
-from qvg_engine.kernels.page_runs import PageRuns
+from tests.kernels.codec.conftest import decoded
 
 SIXTEEN = tuple(
     x / 64 for x in (-86, -65, -51, -40, -30, -21, -12, -4, 4, 12, 21, 30, 40, 51, 65, 86)
@@ -48,15 +47,6 @@ def copy_of(pages: CodedPages) -> CodedPages:
 def payload(pages: CodedPages) -> list[Tensor]:
     """Every byte of the pages."""
     return [x.view(torch.uint8) for x in (pages.codes, pages.ids, pages.scales)]
-
-
-def decoded(pages: CodedPages, page_ids: list[int], num_tokens: int) -> Tensor:
-    """fp32 [tokens, heads, head_dim]."""
-    ids = np.array(page_ids)
-    runs = PageRuns(ids, 0 * ids, 0 * ids, 0 * ids + pages.page_size).cut(0, num_tokens)
-    out = torch.full((pages.num_heads, num_tokens, pages.head_dim), torch.nan)
-    decode(pages, runs, out, start=0, rope=None)
-    return out.transpose(0, 1)
 
 
 @pytest.mark.parametrize("is_half_split", [False, True], ids=["consecutive", "half-split"])

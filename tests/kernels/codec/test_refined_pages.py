@@ -28,6 +28,7 @@ from qvg_engine.kernels.codec.packing import unpack
 from qvg_engine.kernels.codec.trellis import level_indices
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
+from tests.kernels.codec.conftest import check_decode_bits, decoded
 
 MakePages = Callable[..., CodedPages]
 MakeRows = Callable[..., Tensor]
@@ -102,15 +103,6 @@ def payload(pages: CodedPages) -> list[Tensor]:
     return [x.view(torch.uint8) for x in tensors]
 
 
-def decoded(pages: CodedPages, page_ids: list[int], num_tokens: int) -> Tensor:
-    """fp32 [tokens, heads, head_dim]."""
-    ids = np.array(page_ids)
-    runs = PageRuns(ids, 0 * ids, 0 * ids, 0 * ids + pages.page_size).cut(0, num_tokens)
-    out = torch.full((pages.num_heads, num_tokens, pages.head_dim), torch.nan)
-    decode(pages, runs, out, start=0, rope=None)
-    return out.transpose(0, 1)
-
-
 @IS_ROTATED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_decode_to_the_same_bits(
@@ -118,14 +110,7 @@ def test_kernels_decode_to_the_same_bits(
 ) -> None:
     rope = make_grid(64) if is_rotated else None
     pages, runs = refined(make_pages, spec), as_runs(ENTRIES)
-    count = runs.num_tokens
-    out, expected = torch.full((2, 2, count + 9, 64), torch.nan).to(dtype)
-    decode(pages, runs, out, start=4, rope=rope)
-    reference.decode(pages, runs, expected, start=4, rope=rope)
-    assert out[:, 4 : 4 + count].isfinite().all()
-    assert torch.equal(out[:, 4 : 4 + count], expected[:, 4 : 4 + count])
-    assert out[:, :4].isnan().all()
-    assert out[:, 4 + count :].isnan().all()
+    check_decode_bits(pages, runs, dtype=dtype, rope=rope)
 
 
 @pytest.mark.parametrize(
