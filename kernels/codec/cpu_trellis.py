@@ -13,6 +13,11 @@ from qvg_engine.kernels.codec.trellis import STATES, transitions
 
 _SUBSETS = transitions()
 _HALF = STATES // 2
+# A trail is what Viterbi's algorithm keeps of a channel of a token, uint32: for each subset, which
+# of its levels is nearest, and from bit `_STATE_BITS` on, whether a state's path is its second.
+_PLACE_BITS = 3
+_PLACES = 2**_PLACE_BITS - 1
+_STATE_BITS = 4 * _PLACE_BITS
 # Where the bits of a byte begin in a word that holds the two bytes before it, too.
 _FIRST_BIT = 16
 
@@ -49,51 +54,117 @@ def unpack_row(words: Any, y1: Any, y0: Any, bits: Any, indices: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def _measure_subsets(
-    residual: Any, scale: Any, width: Any, levels: Any, nearest: Any, high: Any
+    residual: Any, scale: Any, width: Any, levels: Any, nearest: Any, trail: Any
 ) -> None:
-    """The least error [4, tokens] of one channel in each subset, and the level's place there."""
-    left, step = np.empty(scale.shape[0], np.float32), np.empty(scale.shape[0], np.float32)
-    for i in range(scale.shape[0]):
-        step[i] = scale[i] * width
+    """The least error [4, tokens] of one channel in each subset; the trail says of which level."""
+    for i in range(trail.shape[0]):
+        trail[i] = 0
     for subset in range(4):
-        least, place = nearest[subset], high[subset]
-        for k in range(levels.shape[0] // 4):
-            level = levels[4 * k + subset]
-            for i in range(left.shape[0]):
-                left[i] = residual[i] - level * step[i]
-            if k == 0:
-                for i in range(left.shape[0]):
-                    least[i] = left[i] * left[i]
-                    place[i] = 0
-                continue
-            number = np.uint8(k)
-            for i in range(left.shape[0]):
-                error = left[i] * left[i]
-                place[i] = number if error < least[i] else place[i]
-                least[i] = error if error < least[i] else least[i]
+        least, low = nearest[subset], levels[subset]
+        if levels.shape[0] == 4:
+            for i in range(trail.shape[0]):
+                left = residual[i] - low * (scale[i] * width)
+                least[i] = left * left
+            continue
+        above, mark = levels[4 + subset], np.uint32(1 << (_PLACE_BITS * subset))
+        for i in range(trail.shape[0]):
+            step = scale[i] * width
+            left, other = residual[i] - low * step, residual[i] - above * step
+            error, error_above = left * left, other * other
+            least[i] = error_above if error_above < error else error
+            trail[i] |= mark if error_above < error else np.uint32(0)
+    for k in range(2, levels.shape[0] // 4):
+        _measure_next(residual, scale, width, levels, np.int64(k), nearest, trail)
 
 
 @njit(nogil=True, cache=True)
-def _advance(cost: Any, nearest: Any, new: Any, came_from: Any) -> None:
-    """One step of all paths [STATES, tokens]; bit `state` of came_from is which way it came."""
-    for i in range(came_from.shape[0]):
-        came_from[i] = 0
-    for state in range(STATES):
-        u, first, second = state & 1, state >> 1, state >> 1 | _HALF
-        cost_1, cost_2, target = cost[first], cost[second], new[state]
-        error_1, error_2 = nearest[_SUBSETS[first, u]], nearest[_SUBSETS[second, u]]
-        bit = np.uint8(1 << state)
-        for i in range(target.shape[0]):
-            one, other = cost_1[i] + error_1[i], cost_2[i] + error_2[i]
-            target[i] = other if other < one else one
-            came_from[i] |= bit if other < one else np.uint8(0)
+def _measure_next(
+    residual: Any, scale: Any, width: Any, levels: Any, k: Any, nearest: Any, trail: Any
+) -> None:
+    """As `_measure_subsets`, with the next level of each subset."""
+    for subset in range(4):
+        least, level = nearest[subset], levels[4 * k + subset]
+        mark = np.uint32(k << (_PLACE_BITS * subset))
+        others = np.uint32(~(_PLACES << (_PLACE_BITS * subset)))
+        for i in range(trail.shape[0]):
+            left = residual[i] - level * (scale[i] * width)
+            error = left * left
+            trail[i] = np.uint32((trail[i] & others) | mark) if error < least[i] else trail[i]
+            least[i] = error if error < least[i] else least[i]
+
+
+@njit(nogil=True, cache=True)
+def _advance(cost: Any, nearest: Any, new: Any, trail: Any) -> None:
+    """One step of all paths [STATES, tokens]; the trail says which way each state's came."""
+    for first in range(_HALF):
+        # Rows of few arrays, as LLVM can tell that these are apart: two states lead to two others.
+        second, state = first + _HALF, 2 * first
+        cost_1, cost_2, new_0, new_1 = cost[first], cost[second], new[state], new[state + 1]
+        zero_1, zero_2 = nearest[_SUBSETS[first, 0]], nearest[_SUBSETS[second, 0]]
+        one_1, one_2 = nearest[_SUBSETS[first, 1]], nearest[_SUBSETS[second, 1]]
+        mark_0 = np.uint32(1 << (_STATE_BITS + state))
+        mark_1 = np.uint32(2 << (_STATE_BITS + state))
+        for i in range(trail.shape[0]):
+            path, other = cost_1[i] + zero_1[i], cost_2[i] + zero_2[i]
+            is_second = other < path
+            new_0[i] = other if is_second else path
+            came_from = np.uint32(trail[i] | (mark_0 if is_second else np.uint32(0)))
+            path, other = cost_1[i] + one_1[i], cost_2[i] + one_2[i]
+            is_second = other < path
+            new_1[i] = other if is_second else path
+            trail[i] = np.uint32(came_from | (mark_1 if is_second else np.uint32(0)))
+
+
+@njit(nogil=True, cache=True)
+def _last_states(cost: Any, state: Any) -> None:
+    """The state [tokens] with the least cost [STATES, tokens]."""
+    least = cost[0].copy()
+    state[:] = 0
+    for other in range(1, STATES):
+        of_other, number = cost[other], np.uint32(other)
+        for i in range(state.shape[0]):
+            is_less = of_other[i] < least[i]
+            state[i] = number if is_less else state[i]
+            least[i] = of_other[i] if is_less else least[i]
+
+
+@njit(nogil=True, cache=True)
+def _step_back(trail: Any, state: Any, code: Any, index: Any) -> None:
+    """From the states [tokens] after a channel to those before it, and the channel's codes."""
+    one, two = np.uint32(1), np.uint32(2)
+    for i in range(trail.shape[0]):
+        # Numbers of 32 bits throughout: Numba makes 64 of every sum, for which no loop is fast.
+        u = np.uint32(state[i] & one)
+        came_from = np.uint32(trail[i] >> np.uint32(state[i] + np.uint32(_STATE_BITS)))
+        before = np.uint32(np.uint32(state[i] >> one) | np.uint32((came_from & one) << two))
+        y1 = np.uint32((u ^ before ^ np.uint32(before >> two)) & one)
+        y0 = np.uint32(np.uint32(before >> one) & one)
+        subset = np.uint32(np.uint32(y1 << one) | y0)
+        place = np.uint32(trail[i] >> np.uint32(subset * np.uint32(_PLACE_BITS)))
+        place = np.uint32(place & np.uint32(_PLACES))
+        code[i] = np.uint8(np.uint32(place << one) | u)
+        index[i] = np.uint32(np.uint32(place << two) | subset)
+        state[i] = before
+
+
+@njit(nogil=True, cache=True)
+def _look_up(index: Any, levels: Any, found: Any) -> None:
+    for i in range(index.shape[0]):
+        found[i] = levels[index[i]]
 
 
 @njit(nogil=True, cache=True)
 def choose_codes(
-    columns: Any, scales: Any, widths: Any, groups: Any, order: Any, levels: Any, codes: Any
+    columns: Any,
+    scales: Any,
+    widths: Any,
+    groups: Any,
+    order: Any,
+    levels: Any,
+    codes: Any,
+    found: Any,
 ) -> None:
-    """See `trellis.choose_codes`; codes uint8 [tokens, head_dim].
+    """See `trellis.choose_codes`; codes uint8, and the levels they name fp32 [head_dim, tokens].
 
     columns: fp32 [head_dim, tokens]; scales: fp32 [groups, tokens]; widths: fp32 [head_dim].
     groups: the group of each channel; order: int64 [head_dim], the order of the trellis.
@@ -102,32 +173,16 @@ def choose_codes(
     cost = np.full((STATES, num_tokens), np.inf, np.float32)
     new = np.empty((STATES, num_tokens), np.float32)
     nearest = np.empty((4, num_tokens), np.float32)
-    high = np.empty((head_dim, 4, num_tokens), np.uint8)
-    came_from = np.empty((head_dim, num_tokens), np.uint8)
+    trail = np.empty((head_dim, num_tokens), np.uint32)
     cost[0] = np.float32(0.0)
     for t in range(head_dim):
         channel = order[t]
         scale = scales[groups[channel]]
-        _measure_subsets(columns[channel], scale, widths[channel], levels, nearest, high[t])
-        _advance(cost, nearest, new, came_from[t])
+        _measure_subsets(columns[channel], scale, widths[channel], levels, nearest, trail[t])
+        _advance(cost, nearest, new, trail[t])
         cost, new = new, cost
-    for i in range(num_tokens):
-        state = 0
-        for other in range(1, STATES):
-            if cost[other, i] < cost[state, i]:
-                state = other
-        for t in range(head_dim - 1, -1, -1):
-            u = state & 1
-            state = state >> 1 | (_HALF if came_from[t, i] >> state & 1 else 0)
-            codes[i, order[t]] = np.uint8(2 * high[t, _SUBSETS[state, u], i] + u)
-
-
-@njit(nogil=True, cache=True)
-def find_levels(codes: Any, order: Any, levels: Any, found: Any) -> None:
-    """The levels fp32 [head_dim, tokens] that codes uint8 [tokens, head_dim] name."""
-    for i in range(codes.shape[0]):
-        state = 0
-        for channel in order:
-            u = codes[i, channel] & 1
-            found[channel, i] = levels[4 * (codes[i, channel] >> 1) + _SUBSETS[state, u]]
-            state = (2 * state + u) % STATES
+    state, index = np.empty(num_tokens, np.uint32), np.empty(num_tokens, np.uint32)
+    _last_states(cost, state)
+    for t in range(head_dim - 1, -1, -1):
+        _step_back(trail[t], state, codes[order[t]], index)
+        _look_up(index, levels, found[order[t]])

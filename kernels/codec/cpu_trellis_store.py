@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from qvg_engine.kernels.codec.cpu_trellis import choose_codes, find_levels
+from qvg_engine.kernels.codec.cpu_trellis import choose_codes
 from qvg_engine.kernels.codec.elements import read, write
 
 ABSMAX, SPREAD, SEARCHED = 0, 1, 2
@@ -83,7 +83,8 @@ def code_block(
             columns[channel, i] = residual[i, channel]
     spread, peak = np.empty(scales.shape, np.float64), np.empty(scales.shape, np.float64)
     _usual_scales(columns, widths, group_channels, grid, spread, peak)
-    trial, trial_codes = np.empty(scales.shape, np.float32), np.empty(codes.shape, np.uint8)
+    trial = np.empty(scales.shape, np.float32)
+    trial_codes = np.empty((head_dim, num_tokens), np.uint8)
     found = np.empty((head_dim, num_tokens), np.float32)
     error, fitted = np.empty(num_tokens, np.float64), np.empty(num_tokens, np.float64)
     group_error, wanted = np.full(scales.shape, np.inf), np.empty(scales.shape, np.float64)
@@ -100,8 +101,7 @@ def code_block(
         for group in range(scales.shape[0]):
             for i in range(num_tokens):
                 trial[group, i] = read(write(np.float32(value[group, i]), like))
-        choose_codes(columns, trial, widths, groups, grid.order, grid.levels, trial_codes)
-        find_levels(trial_codes, grid.order, grid.levels, found)
+        choose_codes(columns, trial, widths, groups, grid.order, grid.levels, trial_codes, found)
         total = np.zeros(num_tokens)
         for group in range(scales.shape[0]):
             _measure_trial(
@@ -116,6 +116,6 @@ def code_block(
             # No error is less than infinity where rows are near the largest numbers.
             if total[i] < best_error[i] or attempt == 0:
                 best_error[i] = total[i]
-                codes[i] = trial_codes[i]
+                codes[i] = trial_codes[:, i]
                 scales[:, i] = trial[:, i]
     return best_error.sum()
