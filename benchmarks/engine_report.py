@@ -26,6 +26,7 @@ from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.models.pocket.clips import all_scenes
 
 NUM_STREAMS = 4
+NUM_ROUNDS = 3
 WARM_UP_FRAMES = 240
 
 
@@ -62,14 +63,27 @@ def add_videos(engine: VideoEngine, *, num_frames: int, count: int) -> None:
         engine.add_request(request)
 
 
+def watch_decoding(engine: VideoEngine) -> Stopwatch:
+    """Measures the time in the VAE."""
+    codec = engine.family.codec
+    assert codec is not None
+    watch = Stopwatch()
+    codec.decode_chunk = watch.wrap(codec.decode_chunk)  # type: ignore[method-assign]
+    return watch
+
+
+def watch_storing(engine: VideoEngine) -> Stopwatch:
+    """Measures the time in which K and V are put into pages, fits of codebooks among it."""
+    store, watch = engine._cache.store, Stopwatch()
+    store.write = watch.wrap(store.write)  # type: ignore[method-assign]
+    return watch
+
+
 def step_shares(num_frames: int) -> dict[str, float]:
     """Milliseconds of a median step with full windows, by where they go."""
     engine = make_engine()
-    network, decoding = Stopwatch(), Stopwatch()
+    network, decoding = Stopwatch(), watch_decoding(engine)
     engine.family.forward = network.wrap(engine.family.forward)  # type: ignore[method-assign]
-    codec = engine.family.codec
-    assert codec is not None
-    codec.decode_chunk = decoding.wrap(codec.decode_chunk)  # type: ignore[method-assign]
     add_videos(engine, num_frames=num_frames, count=NUM_STREAMS)
     rows: list[tuple[float, float, float]] = []
     while engine.has_unfinished_requests():
@@ -101,30 +115,58 @@ def seconds_for(num_frames: int, *, count: int, together: bool, **config: Any) -
     return time.perf_counter() - start
 
 
+def batching_figures(num_frames: int) -> dict[str, float]:
+    """The least wall times of the same videos: together, one by one, and with batch_invariant."""
+    ways: dict[str, dict[str, Any]] = {
+        "together_s": {"together": True},
+        "one_by_one_s": {"together": False},
+        "invariant_s": {"together": True, "batch_invariant": True},
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(NUM_ROUNDS):
+        for name, options in ways.items():
+            times[name].append(seconds_for(num_frames, count=NUM_STREAMS, **options))
+    return {name: min(found) for name, found in times.items()}
+
+
 def cache_figures(num_frames: int) -> dict[str, dict[str, float]]:
-    """The KV-cache at its peak by format, and the time that the videos took."""
-    figures = {}
+    """The KV-cache at its peak by format, and the least time that the videos took.
+
+    Formats take turns, so that a machine that is slow for a while is not the fault of one.
+    """
+    figures: dict[str, dict[str, float]] = {}
     for kv_format in FORMATS:
         # The first chunks compile what the format needs.
         seconds_for(36, count=1, together=True, kv_format=kv_format)
-        engine = make_engine(kv_format=kv_format)
-        add_videos(engine, num_frames=num_frames, count=NUM_STREAMS)
-        start = time.perf_counter()
-        while engine.has_unfinished_requests():
-            engine.step()
-        wall_s = time.perf_counter() - start
-        stats = engine.stats()
-        figures[kv_format] = {
-            "wall_s": wall_s,
-            "kv_bytes_peak": stats.kv_bytes_peak,
-            "codebook_bytes": stats.codebook_bytes,
-            "refinement_bytes": stats.refinement_bytes,
-            "kv_bytes_bf16": stats.kv_bytes_bf16,
-            "kv_ratio": stats.kv_ratio,
-            "total_ratio": stats.total_ratio,
-            "workspace_bytes": stats.workspace_bytes,
-        }
+    for _ in range(NUM_ROUNDS):
+        for kv_format in FORMATS:
+            found = format_figures(kv_format, num_frames)
+            if kv_format not in figures or found["wall_s"] < figures[kv_format]["wall_s"]:
+                figures[kv_format] = found
     return figures
+
+
+def format_figures(kv_format: str, num_frames: int) -> dict[str, float]:
+    """The videos in one format, once."""
+    engine = make_engine(kv_format=kv_format)
+    storing, decoding = watch_storing(engine), watch_decoding(engine)
+    add_videos(engine, num_frames=num_frames, count=NUM_STREAMS)
+    start = time.perf_counter()
+    while engine.has_unfinished_requests():
+        engine.step()
+    wall_s = time.perf_counter() - start
+    stats = engine.stats()
+    return {
+        "wall_s": wall_s,
+        "storing_share": storing.seconds / (wall_s - storing.seconds - decoding.seconds),
+        "kv_bytes_peak": stats.kv_bytes_peak,
+        "codebook_bytes": stats.codebook_bytes,
+        "refinement_bytes": stats.refinement_bytes,
+        "kv_bytes_bf16": stats.kv_bytes_bf16,
+        "kv_ratio": stats.kv_ratio,
+        "total_ratio": stats.total_ratio,
+        "workspace_bytes": stats.workspace_bytes,
+    }
 
 
 def measure(num_frames: int) -> dict[str, Any]:
@@ -142,17 +184,14 @@ def measure(num_frames: int) -> dict[str, Any]:
     }
     parts: dict[str, Callable[[], Any]] = {
         "step": lambda: step_shares(num_frames),
-        "together_s": lambda: seconds_for(num_frames, count=NUM_STREAMS, together=True),
-        "one_by_one_s": lambda: seconds_for(num_frames, count=NUM_STREAMS, together=False),
-        "invariant_s": lambda: seconds_for(
-            num_frames, count=NUM_STREAMS, together=True, batch_invariant=True
-        ),
+        "batching": lambda: batching_figures(num_frames),
         "cache": lambda: cache_figures(num_frames),
     }
     for name, part in track(list(parts.items()), description="measuring"):
         measured[name] = part()
-    measured["invariant_cost"] = measured["invariant_s"] / measured["together_s"]
-    measured["batching_gain"] = measured["one_by_one_s"] / measured["together_s"]
+    batching = measured["batching"]
+    measured["invariant_cost"] = batching["invariant_s"] / batching["together_s"]
+    measured["batching_gain"] = batching["one_by_one_s"] / batching["together_s"]
     measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return measured
 
@@ -181,7 +220,8 @@ def as_markdown(measured: dict[str, Any]) -> str:
             f"| `{kv_format}` pages at their peak | "
             f"{sum(figures[part] for part in parts) / 1e6:.1f} MB, "
             f"kv_ratio {figures['kv_ratio']:.2f}, with workspace {figures['total_ratio']:.2f}, "
-            f"{figures['wall_s'] / measured['cache']['bf16']['wall_s']:.2f}x the time of bf16 |"
+            f"{figures['wall_s'] / measured['cache']['bf16']['wall_s']:.2f}x the time of bf16, "
+            f"storing {figures['storing_share']:.1%} of the time of the passes |"
         )
     return "\n".join(lines) + "\n"
 

@@ -19,9 +19,11 @@ from qvg_engine.kernels.codec.packing import pack_row
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PEAK_FACTORS, SPREAD_FACTORS, CodecSpec
 from qvg_engine.kernels.codec.trellis import channel_order
+from qvg_engine.kernels.threads import for_heads
 
 # Scratch buffers of 128 channels and a block of tokens stay in the L1 and L2 caches.
 _BLOCK = 64
+_TRELLIS_WORK, _PLAIN_WORK = 768, 256
 
 
 class _Grid(NamedTuple):
@@ -234,13 +236,22 @@ def _code_block(
 
 @njit(nogil=True, cache=True)
 def _store(
-    pages: Any, page_ids: Any, widths: Any, residual: Any, ids: Any, group_channels: Any, grid: Any
-) -> Any:
-    num_heads, num_tokens, _ = residual.shape
+    pages: Any,
+    page_ids: Any,
+    widths: Any,
+    residual: Any,
+    ids: Any,
+    group_channels: Any,
+    grid: Any,
+    errors: Any,
+    first_head: Any,
+    last_head: Any,
+) -> None:
+    """Store the rows of some heads, and add up their squared errors fp64 [heads]."""
+    num_tokens = residual.shape[1]
     num_groups = group_channels.shape[0]
     page_size = pages.codes.shape[2]
-    errors = np.zeros(num_heads, np.float64)
-    for head in range(num_heads):
+    for head in range(first_head, last_head):
         for first in range(0, num_tokens, _BLOCK):
             block = residual[head, first : min(first + _BLOCK, num_tokens)]
             codes = np.empty(block.shape, np.uint8)
@@ -267,16 +278,16 @@ def _store(
                     pages.scales[page, head, row, group] = write(scales[group, i], pages.scales)
                 for stage in range(ids.shape[1]):
                     pages.ids[page, head, stage, row] = ids[head, stage, first + i]
-    return errors
 
 
 def store(
     pages: CodedPages, page_ids: NDArray[np.int64], residual: Tensor, ids: Tensor, *, slot: int
 ) -> NDArray[np.float64]:
     """See `reference.store`."""
+    errors = np.zeros(pages.num_heads)
     if not residual.shape[1]:
-        return np.zeros(residual.shape[0])
-    errors: NDArray[np.float64] = _store(
+        return errors
+    arguments = (
         page_arrays(pages),
         page_ids,
         _widths(pages, slot),
@@ -284,8 +295,17 @@ def store(
         ids.numpy(),
         pages.group_channels,
         _grid(pages.spec, pages.head_dim),
+        errors,
     )
+    work = residual.numel() * _work(pages.spec)
+    for_heads(lambda first, last: _store(*arguments, first, last), pages.num_heads, work)
     return errors
+
+
+def _work(spec: CodecSpec) -> int:
+    """What an element costs, in multiply-adds of `for_heads`: by the time that it takes."""
+    of_trial = _TRELLIS_WORK if spec.trellis else _PLAIN_WORK
+    return of_trial * (4 if spec.scale_rule == "searched" else 1)
 
 
 @functools.cache

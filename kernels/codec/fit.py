@@ -20,6 +20,8 @@ FEWEST_ROWS = 2
 Where every row has a centroid to itself nothing is left, and the widths say nothing of later rows.
 """
 
+_ROWS_AT_A_TIME = 256
+
 
 def fit_codebook(
     pages: CodedPages,
@@ -80,12 +82,21 @@ def _fit_widths(books: Codebooks, residual: Tensor, slot: int) -> None:
     """The root mean square of each channel, with floors."""
     if not books.has_widths:
         return
-    power = residual.double().square().mean(dim=1)
+    power = _mean_squares(residual)
     of_head = power.mean(dim=1, keepdim=True).sqrt()
     widths = torch.maximum(power.sqrt(), LEAST_WIDTH * of_head)
     if books.rows.dtype == torch.uint8:
         widths = torch.where(of_head > 0, widths / of_head, 1.0)
     books.set_widths(slot, widths.float())
+
+
+def _mean_squares(rows: Tensor) -> Tensor:
+    """Over the tokens of fp32 [heads, tokens, head_dim], added up in fp64; [heads, head_dim]."""
+    total = rows.new_zeros((rows.shape[0], rows.shape[2]), dtype=torch.float64)
+    # Part by part: squares of all rows in fp64 would be twice the rows, in memory not used before.
+    for part in rows.split(_ROWS_AT_A_TIME, dim=1):
+        total += part.double().square_().sum(dim=1)
+    return total / rows.shape[1]
 
 
 def _known_centroids(

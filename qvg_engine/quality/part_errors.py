@@ -46,7 +46,14 @@ class LayerParts:
             raise ConfigError("the capture has 1 chunk: give at least 2, the first reads no cache")
         self._capture = capture
         self._layer = layer
-        self._policy = policy
+        window = capture.info.window_tokens
+        tokens = max(capture.chunk_tokens)
+        self._kept = num_chunks if window is None else max(1, window // tokens)
+        # The engine fits to tokens that are evenly spread over what is kept, this to the newest:
+        # the same, where a policy asks for as many as a window keeps.
+        fitted = 1 + min(self._kept - 1, policy.fit_tokens // tokens)
+        engine = policy.for_streams(windowed=window is not None)
+        self._life = Life(policy=engine, fit_chunks=fitted)
         step = -(-(num_chunks - 1) // NUM_ATTENDING)
         self.rows = capture.layers[layer]
         chunks = range(num_chunks - 1, 0, -step)
@@ -57,15 +64,12 @@ class LayerParts:
 
     def read(self, page_format: PageFormat, centroids: int, *, is_key: bool) -> Tensor:
         """K or V with codebooks of so many centroids a stage, fp32 [tokens, heads, head_dim]."""
-        capture, window = self._capture, self._capture.info.window_tokens
-        num_chunks = len(capture.chunk_tokens)
-        kept = num_chunks if window is None else max(1, window // max(capture.chunk_tokens))
         return replay(
             self.rows.keys if is_key else self.rows.values,
-            capture.chunk_tokens,
+            self._capture.chunk_tokens,
             page_format,
-            Life(policy=self._policy),
-            kept_chunks=kept,
+            self._life,
+            kept_chunks=self._kept,
             centroids=centroids,
             is_key=is_key,
             # The engine's, where K and V both have codebooks.

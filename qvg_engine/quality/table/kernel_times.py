@@ -34,7 +34,7 @@ def measure_times(
     layer: int,
     *,
     centroids: int,
-    repeats: int = 9,
+    repeats: int = 51,
 ) -> TimeFigures:
     """Medians over `repeats` calls, after one that warms up.
 

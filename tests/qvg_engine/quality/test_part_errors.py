@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
@@ -60,6 +61,21 @@ def test_a_part_is_read_as_the_engine_stores_it(two_layers: Capture) -> None:
     error = parts.error(FORMATS[1], 15, is_key=False)
     assert error == parts.passes[0].error(parts.rows.keys, read) ** 2
     assert error == parts.error(FORMATS[1], 15, is_key=False), "seeds are the same again"
+
+
+def test_codebooks_are_fitted_to_what_the_policy_says(two_layers: Capture) -> None:
+    """To tokens that were stored before, of as many chunks as the policy has room for."""
+    tokens = max(two_layers.chunk_tokens)
+
+    def read(fit_tokens: int) -> torch.Tensor:
+        policy = msgspec.structs.replace(POLICY, fit_tokens=fit_tokens, refit_residual=1.0)
+        return LayerParts((two_layers,), 1, policy).read(FORMATS[1], 15, is_key=True)
+
+    own, one_more, all_kept = read(0), read(tokens), read(POLICY.fit_tokens)
+    assert torch.equal(own[:tokens], all_kept[:tokens]), "the first span has none before it"
+    assert not torch.equal(own, one_more)
+    assert not torch.equal(one_more, all_kept)
+    assert torch.equal(own, read(tokens - 1))
 
 
 @pytest.mark.parametrize("num_chunks", [2, 3, 5])
