@@ -18,6 +18,10 @@ from qvg_engine.models.wan.config import WanConfig
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.network import WanNetwork
 
+if not torch.cuda.is_available():
+    # Read when a module with Triton kernels is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED_CASES = REPOSITORY / "tests" / "data"
 FIXTURES = Path(os.environ.get("QVG_FIXTURES", REPOSITORY.parent / "shared" / "fixtures"))
