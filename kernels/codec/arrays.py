@@ -44,24 +44,22 @@ class RefinementArrays(NamedTuple):
 
 def page_arrays(pages: CodedPages) -> PageArrays:
     """The arrays of pages on the CPU, made once for each of them."""
-    arrays: PageArrays = _all_arrays(pages)[0]
+    if "arrays" not in pages.kept:
+        pages.kept["arrays"] = _make(pages)
+    arrays: PageArrays = pages.kept["arrays"]
     return arrays
 
 
 def refinement_arrays(pages: CodedPages) -> RefinementArrays | None:
     """The arrays of their refinement, None where there is none; made once, too."""
-    arrays: RefinementArrays | None = _all_arrays(pages)[1]
-    return arrays
-
-
-def _all_arrays(pages: CodedPages) -> list[Any]:
-    if not pages.arrays:
-        refinement = pages.refinement
-        refined = None
-        if refinement is not None:
-            refined = RefinementArrays(refinement.page_of, page_arrays(pages.refinement_pages()))
-        pages.arrays.extend((_make(pages), refined))
-    return pages.arrays
+    refinement = pages.refinement
+    if refinement is None:
+        return None
+    if "refinement arrays" not in pages.kept:
+        arrays = page_arrays(pages.refinement_pages())
+        pages.kept["refinement arrays"] = RefinementArrays(refinement.page_of, arrays)
+    found: RefinementArrays = pages.kept["refinement arrays"]
+    return found
 
 
 def _make(pages: CodedPages) -> PageArrays:

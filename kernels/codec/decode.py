@@ -1,10 +1,13 @@
 """Decoding pages into a buffer, by the fastest kernel there is."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from qvg_engine.kernels.codec import cpu, reference
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.refinement import NO_REFINEMENT
+from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.page_runs import PageRuns, check_decode
 from qvg_engine.kernels.rope import RopeGrid
 
@@ -31,5 +34,15 @@ def decode(
     if pages.refinement is not None:
         refined = pages.refinement.page_of[runs.page_id]
         assert refined.max(initial=NO_REFINEMENT) < pages.refinement.num_pages, refined
-    kernel = cpu.decode if cpu.supports(pages.codes) and cpu.writes(out) else reference.decode
-    kernel(pages, runs, out, start=start, rope=rope)
+    _kernel(pages, out)(pages, runs, out, start=start, rope=rope)
+
+
+def _kernel(pages: CodedPages, out: Tensor) -> Callable[..., None]:
+    if cpu.supports(pages.codes) and cpu.writes(out):
+        return cpu.decode
+    if gpu_supports(pages.codes):
+        from qvg_engine.kernels.codec import gpu
+
+        if gpu.supports(pages, out):
+            return gpu.decode
+    return reference.decode

@@ -110,7 +110,7 @@ class CodedPages:
     spec: what it all means.
     channel_groups: int32 [head_dim], which scale each channel of a row uses.
     refinement: second codes that some of the pages may have; None where none ever has.
-    arrays: what kernels keep of it for themselves, see `arrays.page_arrays`.
+    kept: what kernels make of it once and keep, see `arrays.page_arrays`.
     views: the same memory seen otherwise, made when it is first asked for.
     """
 
@@ -122,7 +122,7 @@ class CodedPages:
     spec: CodecSpec
     channel_groups: NDArray[np.int32]
     refinement: Refinement | None = None
-    arrays: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     views: dict[str, "CodedPages"] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
