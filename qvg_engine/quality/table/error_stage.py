@@ -63,5 +63,12 @@ def measure_all_times(context: TableContext) -> None:
 
 
 def _times(context: TableContext, page_format: PageFormat, centroids: int) -> TimeFigures:
-    layer = context.names.layers[0]
-    return measure_times(page_format, context.capture(0), layer, centroids=centroids)
+    baseline = contender(context.names.settings.baseline)
+    return measure_times(
+        page_format,
+        context.capture(0),
+        context.names.layers[0],
+        centroids=centroids,
+        # One that is simulated has no pages to read.
+        baseline=baseline.page_format if isinstance(baseline, FormatContender) else page_format,
+    )

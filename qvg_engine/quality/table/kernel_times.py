@@ -1,7 +1,7 @@
 """What storing and reading rows takes, in processor time of one thread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import msgspec
@@ -19,12 +19,14 @@ from qvg_engine.quality.stored import KMEANS_ITERATIONS, StoredRows, store_rows
 class TimeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds for K and V of one layer, all heads, by one thread.
 
-    `encode_ms`, `decode_ms` (K rotated): for 1,000 tokens; `fit_ms`: for one codebook of K and one
-    of V, fitted to one chunk, 0 where there is none.
+    `encode_ms`, `decode_ms` (K rotated): for 1,000 tokens; `decode_ratio`: over the baseline's, of
+    times that were taken in turns; `fit_ms`: for one codebook of K and one of V, fitted to one
+    chunk, 0 where there is none.
     """
 
     encode_ms: float
     decode_ms: float
+    decode_ratio: float
     fit_ms: float
 
 
@@ -34,59 +36,79 @@ def measure_times(
     layer: int,
     *,
     centroids: int,
+    baseline: PageFormat,
     repeats: int = 51,
 ) -> TimeFigures:
     """Medians over `repeats` calls, after one that warms up.
 
     Stored is one chunk at a time, as commits do; read is what the last chunk sees of its window.
     """
-    page_format = with_centroids(page_format, centroids)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        keys, values = (
-            _part_times(page_format, capture, layer, is_key=is_key, repeats=repeats)
-            for is_key in (True, False)
+        ours, theirs = (
+            [
+                _Part(with_centroids(item, centroids), capture, layer, is_key=is_key)
+                for is_key in (True, False)
+            ]
+            for item in (page_format, baseline)
+        )
+        our_times, their_times = _in_turns(
+            [lambda: _decode_all(ours), lambda: _decode_all(theirs)], repeats
+        )
+        tokens = ours[0].num_read
+        return TimeFigures(
+            encode_ms=sum(part.encode_ms(repeats) for part in ours),
+            decode_ms=median(our_times) * (1000 / tokens),
+            decode_ratio=median(our_times) / median(their_times),
+            fit_ms=sum(
+                _fit_ms(part.page_format, part.stored, part.chunk, repeats) for part in ours
+            ),
         )
     finally:
         torch.set_num_threads(before)
-    return TimeFigures(
-        encode_ms=keys.encode_ms + values.encode_ms,
-        decode_ms=keys.decode_ms + values.decode_ms,
-        fit_ms=keys.fit_ms + values.fit_ms,
-    )
 
 
-def _part_times(
-    page_format: PageFormat, capture: Capture, layer: int, *, is_key: bool, repeats: int
-) -> TimeFigures:
-    recorded = capture.layers[layer]
-    rows = (recorded.keys if is_key else recorded.values).float()
-    stored = store_rows(
-        rows, page_format, is_key=is_key, seed=0, fit_tokens=capture.chunk_tokens[0]
-    )
-    last = len(capture.chunk_tokens) - 1
-    chunk = rows[capture.chunk(last)].contiguous()
-    page_ids = np.arange(-(-len(chunk) // stored.pages.page_size))
-    runs = stored.runs(*capture.seen_by(last))
-    out = torch.empty(stored.pages.num_heads, runs.num_tokens, stored.pages.head_dim)
-    rope = capture.transform.rope if is_key else None
+class _Part:
+    """K or V of a captured layer, stored."""
 
-    def store() -> None:
-        pages = stored.pages
-        if isinstance(pages, CodedPages):
-            encode_span(pages, page_ids, chunk, slot=0)
-        else:
-            encode(pages, page_ids, chunk)
-
-    return TimeFigures(
-        decode_ms=_milliseconds(
-            lambda: decode(stored.pages, runs, out, start=0, rope=rope), repeats
+    def __init__(
+        self, page_format: PageFormat, capture: Capture, layer: int, *, is_key: bool
+    ) -> None:
+        recorded = capture.layers[layer]
+        rows = (recorded.keys if is_key else recorded.values).float()
+        last = len(capture.chunk_tokens) - 1
+        self.page_format = page_format
+        self.stored = store_rows(
+            rows, page_format, is_key=is_key, seed=0, fit_tokens=capture.chunk_tokens[0]
         )
-        * (1000 / runs.num_tokens),
-        encode_ms=_milliseconds(store, repeats) * (1000 / len(chunk)),
-        fit_ms=_fit_ms(page_format, stored, chunk, repeats),
-    )
+        self.chunk = rows[capture.chunk(last)].contiguous()
+        self._runs = self.stored.runs(*capture.seen_by(last))
+        self.num_read = self._runs.num_tokens
+        pages = self.stored.pages
+        self._out = torch.empty(pages.num_heads, self.num_read, pages.head_dim)
+        self._rope = capture.transform.rope if is_key else None
+
+    def decode(self) -> None:
+        decode(self.stored.pages, self._runs, self._out, start=0, rope=self._rope)
+
+    def encode_ms(self, repeats: int) -> float:
+        """For 1,000 tokens."""
+        pages = self.stored.pages
+        page_ids = np.arange(-(-len(self.chunk) // pages.page_size))
+
+        def store() -> None:
+            if isinstance(pages, CodedPages):
+                encode_span(pages, page_ids, self.chunk, slot=0)
+            else:
+                encode(pages, page_ids, self.chunk)
+
+        return _milliseconds(store, repeats) * (1000 / len(self.chunk))
+
+
+def _decode_all(parts: list[_Part]) -> None:
+    for part in parts:
+        part.decode()
 
 
 def _fit_ms(
@@ -111,10 +133,17 @@ def _fit_ms(
 
 
 def _milliseconds(call: Callable[[], None], repeats: int) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
+    return median(_in_turns([call], repeats)[0])
+
+
+def _in_turns(calls: Sequence[Callable[[], None]], repeats: int) -> list[list[float]]:
+    """Milliseconds of each of the calls, which a machine that is slow for a while slows alike."""
+    for call in calls:
         call()
-        times.append(time.process_time() - start)
-    return 1000 * median(times)
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, found in zip(calls, times, strict=True):
+            start = time.process_time()
+            call()
+            found.append(1000 * (time.process_time() - start))
+    return times

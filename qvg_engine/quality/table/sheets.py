@@ -147,19 +147,22 @@ def _time_sheets(table: QualityTable) -> Iterator[Sheet]:
         if rows:
             yield Sheet(
                 title=f"Processor time, milliseconds, {centroids} centroids a stage",
-                headings=("contender", "encode", "decode", "fit a codebook"),
+                headings=("contender", "encode", "decode", "decode, times", "fit a codebook"),
                 rows=tuple(
                     (
                         row.name,
                         f"{row.figures.encode_ms:.2f}",
                         f"{row.figures.decode_ms:.2f}",
+                        f"{row.figures.decode_ratio:.2f}",
                         f"{row.figures.fit_ms:.1f}" if row.figures.fit_ms else "",
                     )
                     for row in rows
                 ),
                 note=(
                     "One thread; K and V of one layer, all heads. Encode and decode (K rotated): "
-                    "for 1,000 tokens. A fit: both codebooks, to one chunk."
+                    "for 1,000 tokens; times: over that of "
+                    f"`{table.settings.baseline}`, taken in turns. A fit: both codebooks, to one "
+                    "chunk."
                 ),
             )
 
