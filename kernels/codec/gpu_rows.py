@@ -3,6 +3,9 @@
 Works plane by plane: the channels at one place of all bytes of a row are consecutive, so that a
 plane is [tokens, bytes] numbers in registers, and the two of a rotation pair are half the planes
 apart. A refinement has planes of other sizes: of it every channel is read by itself.
+
+Three tuples go from function to function: `part`, the pointers that `gpu_pages.pointers` lists;
+`at`, where a block of tokens of one page lies, see `locate`; and `F`, a `gpu_pages.Format`.
 """
 
 import triton
@@ -28,8 +31,35 @@ def read(pointer: tl.tensor, mask: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def locate(
+    entry: tl.tensor,
+    token: tl.tensor,
+    num_heads: tl.tensor,
+    head: tl.tensor,
+    F: tl.constexpr,
+) -> tl.tensor:
+    """Where tokens int32 [tokens] of an entry of `gpu_pages.page_tables` lie.
+
+    A tuple: their rows and those of a refinement int64 [tokens], where their ids begin, where the
+    rows of the page's codebook are listed, its centroids a stage, whether the page has a
+    refinement, heads and head.
+    """
+    page = tl.load(entry).to(tl.int64)
+    slot = tl.load(entry + 2) + token
+    listed, num_centroids, refined = tl.load(entry + 5), tl.load(entry + 6), tl.load(entry + 7)
+    of_page, of_refinement = page * num_heads + head, refined.to(tl.int64) * num_heads + head
+    row, refined_row = of_page * F.page_size + slot, of_refinement * F.page_size + slot
+    id_row = of_page * (F.stages * F.page_size) + slot
+    return row, refined_row, id_row, listed, num_centroids, refined >= 0, num_heads, head
+
+
+@triton.jit
 def load_words(
-    codes: tl.tensor, row: tl.tensor, byte: tl.tensor, is_read: tl.tensor, TRELLIS: tl.constexpr
+    codes: tl.tensor,
+    row: tl.tensor,
+    byte: tl.tensor,
+    is_read: tl.tensor,
+    TRELLIS: tl.constexpr,
 ) -> tl.tensor:
     """Codes as int32 [tokens, bytes]: each byte, and of a trellis the two before it in lower bits.
 
@@ -61,164 +91,110 @@ def level_indices(
 
 
 @triton.jit
-def read_levels(
-    word: tl.tensor,
-    shift: tl.tensor,
-    levels: tl.tensor,
+def read_scales(
     scales: tl.tensor,
     row: tl.tensor,
     groups: tl.tensor,
     channel: tl.tensor,
     is_read: tl.tensor,
-    BITS: tl.constexpr,
-    TRELLIS: tl.constexpr,
     ONE_GROUP: tl.constexpr,
 ) -> tl.tensor:
-    """Levels times scales of some channels int32 [channels], fp32 [tokens, channels].
+    """The scales of channels int32 [channels], fp32 [tokens, channels], or [tokens, 1].
 
-    word, shift: of `level_indices`; row: int64 [tokens], where each token's scales begin; groups:
-    int32 [head_dim], the group of each channel. ONE_GROUP says that these channels have the same.
+    row: int64 [tokens], where each token's scales begin; groups: int32 [head_dim], the group of
+    each channel. ONE_GROUP says that these channels have the same.
     """
-    level = tl.load(levels + level_indices(word, shift, BITS, TRELLIS))
     if ONE_GROUP:
         group = tl.load(groups + tl.min(channel))
         scale = read(scales + row + group, is_read)[:, None]
     else:
         group = tl.load(groups + channel)
         scale = read(scales + row[:, None] + group[None, :], is_read[:, None])
-    return level * scale
+    return scale
 
 
 @triton.jit
 def read_plane(
+    part: tl.tensor,
+    at: tl.tensor,
     word: tl.tensor,
-    levels: tl.tensor,
-    scales: tl.tensor,
-    groups: tl.tensor,
-    rows: tl.tensor,
-    row_table: tl.tensor,
-    listed: tl.tensor,
-    num_centroids: tl.tensor,
-    ids: tl.tensor,
-    row: tl.tensor,
-    id_row: tl.tensor,
-    refined_codes: tl.tensor,
-    refined_levels: tl.tensor,
-    refined_scales: tl.tensor,
-    refined_groups: tl.tensor,
-    refined_row: tl.tensor,
     is_read: tl.tensor,
-    is_refined: tl.tensor,
-    num_heads: tl.tensor,
-    head: tl.tensor,
+    F: tl.constexpr,
     PLANE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PAGE: tl.constexpr,
-    BITS: tl.constexpr,
-    TRELLIS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    ONE_GROUP: tl.constexpr,
-    STAGES: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    REFINED_BITS: tl.constexpr,
-    REFINED_GROUPS: tl.constexpr,
 ) -> tl.tensor:
     """A plane of a block of tokens of one page, fp32 [tokens, bytes], not rotated.
 
-    listed: where in row_table the rows of the page's codebook are listed, num_centroids: how many
-    each of its stages has. row: int64 [tokens], which row of the pages each token is, `refined_row`
-    which of the refinement; id_row: where its ids begin. REFINED_BITS is 0 where no page of these
-    has a refinement.
+    word: of `load_words` for all bytes of the rows.
     """
-    size: tl.constexpr = HEAD_DIM * BITS // 8
+    ids, scales, levels, groups, rows, row_table = part[1:7]
+    row, refined_row, id_row, listed, num_centroids, is_refined, num_heads, head = at
+    size: tl.constexpr = F.head_dim * F.bits // 8
+    stages: tl.constexpr = F.stages
     channel = PLANE * size + tl.arange(0, size)
-    numbers = read_levels(
-        word,
-        PLANE * BITS,
-        levels,
-        scales,
-        row * GROUPS,
-        groups,
-        channel,
-        is_read,
-        BITS,
-        TRELLIS,
-        ONE_GROUP,
-    )
-    if WIDTHS:
+    level = tl.load(levels + level_indices(word, PLANE * F.bits, F.bits, F.trellis))
+    numbers = level * read_scales(scales, row * F.groups, groups, channel, is_read, F.one_group)
+    if F.widths:
         width_row = tl.load(row_table + listed).to(tl.int64) * num_heads + head
-        width = read(rows + width_row * HEAD_DIM + channel, channel >= 0)
-        numbers = numbers * width[None, :]
+        width = read(rows + width_row * F.head_dim + channel, channel >= 0)[None, :]
+        numbers = numbers * width
         listed += 1
-    for stage in tl.static_range(STAGES):
-        number = tl.load(ids + id_row + stage * PAGE, mask=is_read, other=0).to(tl.int32)
-        centroid = tl.load(
-            row_table + listed + stage * num_centroids + number, mask=is_read, other=0
-        ).to(tl.int64)
-        at = (centroid * num_heads + head) * HEAD_DIM
-        numbers += read(rows + at[:, None] + channel[None, :], is_read[:, None])
-    if REFINED_BITS > 0:  # noqa: SIM102 - this one is decided when the kernel is compiled.
+    for stage in tl.static_range(stages):
+        number = tl.load(ids + id_row + stage * F.page_size, mask=is_read, other=0).to(tl.int32)
+        entry = row_table + listed + stage * num_centroids + number
+        centroid = tl.load(entry, mask=is_read, other=0).to(tl.int64) * num_heads + head
+        place = rows + (centroid * F.head_dim)[:, None] + channel[None, :]
+        numbers += read(place, is_read[:, None])
+    if F.refined_bits > 0:  # noqa: SIM102 - this one is decided when the kernel is compiled.
         if is_refined:
-            refined_size: tl.constexpr = HEAD_DIM * REFINED_BITS // 8
-            refined_word = load_words(
-                refined_codes, refined_row * refined_size, channel % refined_size, is_read, True
-            )
-            left = read_levels(
-                refined_word,
-                ((channel // refined_size) * REFINED_BITS)[None, :],
-                refined_levels,
-                refined_scales,
-                refined_row * REFINED_GROUPS,
-                refined_groups,
-                channel,
-                is_read,
-                REFINED_BITS,
-                True,
-                False,
-            )
-            if WIDTHS:
-                left = left * width[None, :]
+            left = read_refinement(part[7:], refined_row, channel, is_read, F)
+            if F.widths:
+                left = left * width
             numbers += left
     return numbers
 
 
 @triton.jit
+def read_refinement(
+    part: tl.tensor, row: tl.tensor, channel: tl.tensor, is_read: tl.tensor, F: tl.constexpr
+) -> tl.tensor:
+    """What a refinement adds to channels int32 [channels], but for the widths: fp32."""
+    codes, scales, levels, groups = part
+    size: tl.constexpr = F.head_dim * F.refined_bits // 8
+    word = load_words(codes, row * size, channel % size, is_read, True)
+    shift = ((channel // size) * F.refined_bits)[None, :]
+    level = tl.load(levels + level_indices(word, shift, F.refined_bits, True))
+    return level * read_scales(scales, row * F.refined_groups, groups, channel, is_read, False)
+
+
+@triton.jit
 def load_angles(
-    t_table: tl.tensor,
-    h_table: tl.tensor,
-    w_table: tl.tensor,
-    position: tl.tensor,
-    pair: tl.tensor,
-    is_read: tl.tensor,
-    height: tl.tensor,
-    width: tl.tensor,
-    T_PAIRS: tl.constexpr,
-    H_PAIRS: tl.constexpr,
-    W_PAIRS: tl.constexpr,
+    angles: tl.tensor, position: tl.tensor, pair: tl.tensor, is_read: tl.tensor, R: tl.constexpr
 ) -> tl.tensor:
     """Cosines and sines, fp32 [tokens, pairs], of rotation pairs int32 [pairs].
 
-    The tables are those of `RopeTables.axis`, [length, 2, pairs of the axis]; a pair belongs to
-    time, height or width, in this order.
+    angles: the tables of time, height and width, `RopeTables.axis`, and rows and columns of a
+    frame. R: the pairs of time, height and width, which a pair belongs to in this order.
     """
+    t_table, h_table, w_table, height, width = angles
     frame = position // (height * width)
     rest = position - frame * (height * width)
     line = rest // width
     column = rest - line * width
-    t_mask = is_read[:, None] & (pair < T_PAIRS)[None, :]
-    h_mask = is_read[:, None] & ((pair >= T_PAIRS) & (pair < T_PAIRS + H_PAIRS))[None, :]
-    w_mask = is_read[:, None] & (pair >= T_PAIRS + H_PAIRS)[None, :]
-    t_at = t_table + (frame * (2 * T_PAIRS))[:, None] + pair[None, :]
-    h_at = h_table + (line * (2 * H_PAIRS))[:, None] + (pair - T_PAIRS)[None, :]
-    w_at = w_table + (column * (2 * W_PAIRS))[:, None] + (pair - T_PAIRS - H_PAIRS)[None, :]
+    first_w: tl.constexpr = R[0] + R[1]
+    t_mask = is_read[:, None] & (pair < R[0])[None, :]
+    h_mask = is_read[:, None] & ((pair >= R[0]) & (pair < first_w))[None, :]
+    w_mask = is_read[:, None] & (pair >= first_w)[None, :]
+    t_at = t_table + (frame * (2 * R[0]))[:, None] + pair[None, :]
+    h_at = h_table + (line * (2 * R[1]))[:, None] + (pair - R[0])[None, :]
+    w_at = w_table + (column * (2 * R[2]))[:, None] + (pair - first_w)[None, :]
     cos = (
         tl.load(t_at, mask=t_mask, other=0.0).to(tl.float32)
         + tl.load(h_at, mask=h_mask, other=0.0).to(tl.float32)
         + tl.load(w_at, mask=w_mask, other=0.0).to(tl.float32)
     )
     sin = (
-        tl.load(t_at + T_PAIRS, mask=t_mask, other=0.0).to(tl.float32)
-        + tl.load(h_at + H_PAIRS, mask=h_mask, other=0.0).to(tl.float32)
-        + tl.load(w_at + W_PAIRS, mask=w_mask, other=0.0).to(tl.float32)
+        tl.load(t_at + R[0], mask=t_mask, other=0.0).to(tl.float32)
+        + tl.load(h_at + R[1], mask=h_mask, other=0.0).to(tl.float32)
+        + tl.load(w_at + R[2], mask=w_mask, other=0.0).to(tl.float32)
     )
     return cos, sin
