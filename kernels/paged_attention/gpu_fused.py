@@ -1,0 +1,350 @@
+"""Attention straight over coded pages in Triton: tiles are decoded where they are multiplied.
+
+For few queries, or where there is no room for a workspace: every tile is decoded again for each
+block of queries. One launch serves passes of any number of streams, each over its own pages.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qvg_engine.kernels.codec.gpu_pages import (
+    NUM_COLUMNS,
+    POINTERS,
+    format_of,
+    has_whole_planes,
+    make_angles,
+    page_tables,
+    pointer_types,
+    pointers,
+    sample_pages,
+)
+from qvg_engine.kernels.codec.gpu_rows import locate
+from qvg_engine.kernels.codec.gpu_tiles import read_tile, woven_channels
+from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.codec.spec import PRESETS
+from qvg_engine.kernels.device_table import to_device
+from qvg_engine.kernels.gpu import Variant
+from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.paged_attention.pages import LayerPages
+from qvg_engine.kernels.rope import RopeGrid
+from qvg_engine.kernels.rope.tables import default_pairs
+
+_COLUMNS = tl.constexpr(NUM_COLUMNS)
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_LN_2 = tl.constexpr(math.log(2))
+_QUERIES, _TOKENS = 64, 32
+_HEAD_DIMS = (64, 128)
+
+
+class PagedPass(NamedTuple):
+    """Queries [start, stop) of a call, and the cached tokens that they see."""
+
+    start: int
+    stop: int
+    runs: PageRuns
+
+
+def supports(queries: Tensor, pages: LayerPages) -> bool:
+    """Whether `attend` takes these: K and V both coded, in pages of whole tiles."""
+    parts = (pages.keys, pages.values)
+    return queries.shape[-1] in _HEAD_DIMS and all(
+        isinstance(part, CodedPages) and has_whole_planes(part) and part.page_size % _TOKENS == 0
+        for part in parts
+    )
+
+
+@triton.jit(do_not_specialize=["height", "width", "num_heads", "num_queries", "num_rows"])
+def _attend(
+    work: tl.tensor,
+    queries: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    k_entries: tl.tensor,
+    k_codes: tl.tensor,
+    k_ids: tl.tensor,
+    k_scales: tl.tensor,
+    k_levels: tl.tensor,
+    k_groups: tl.tensor,
+    k_rows: tl.tensor,
+    k_row_table: tl.tensor,
+    k_refined_codes: tl.tensor,
+    k_refined_scales: tl.tensor,
+    k_refined_levels: tl.tensor,
+    k_refined_groups: tl.tensor,
+    v_entries: tl.tensor,
+    v_codes: tl.tensor,
+    v_ids: tl.tensor,
+    v_scales: tl.tensor,
+    v_levels: tl.tensor,
+    v_groups: tl.tensor,
+    v_rows: tl.tensor,
+    v_row_table: tl.tensor,
+    v_refined_codes: tl.tensor,
+    v_refined_scales: tl.tensor,
+    v_refined_levels: tl.tensor,
+    v_refined_groups: tl.tensor,
+    t_table: tl.tensor,
+    h_table: tl.tensor,
+    w_table: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    scale: tl.tensor,
+    num_heads: tl.tensor,
+    num_queries: tl.tensor,
+    num_rows: tl.tensor,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    R: tl.constexpr,
+    QUERIES: tl.constexpr,
+    TOKENS: tl.constexpr,
+) -> None:
+    """A block of queries of one head over some entries of its pass, see `_work`."""
+    k_part = (
+        k_codes,
+        k_ids,
+        k_scales,
+        k_levels,
+        k_groups,
+        k_rows,
+        k_row_table,
+        k_refined_codes,
+        k_refined_scales,
+        k_refined_levels,
+        k_refined_groups,
+    )
+    v_part = (
+        v_codes,
+        v_ids,
+        v_scales,
+        v_levels,
+        v_groups,
+        v_rows,
+        v_row_table,
+        v_refined_codes,
+        v_refined_scales,
+        v_refined_levels,
+        v_refined_groups,
+    )
+    angles = (t_table, h_table, w_table, height, width)
+    head = tl.program_id(1)
+    item = work + tl.program_id(0) * 5
+    first_query, count = tl.load(item), tl.load(item + 1)
+    first_entry, last_entry = tl.load(item + 2), tl.load(item + 3)
+    row = tl.arange(0, QUERIES)
+    is_query = row < count
+    k_channel = woven_channels(K.head_dim, 8 // K.bits)
+    v_channel = woven_channels(V.head_dim, 8 // V.bits)
+    query_row = head.to(tl.int64) * num_queries + first_query + row
+    query = tl.load(
+        queries + (query_row * K.head_dim)[:, None] + k_channel[None, :],
+        mask=is_query[:, None],
+        other=0.0,
+    )
+    largest = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    mixed = tl.zeros((QUERIES, V.head_dim), tl.float32)
+    tiles: tl.constexpr = K.page_size // TOKENS
+    none: tl.constexpr = (0, 0, 0)
+    for tile in range(first_entry * tiles, last_entry * tiles):
+        k_entry = k_entries + (tile // tiles) * _COLUMNS
+        v_entry = v_entries + (tile // tiles) * _COLUMNS
+        token = (tile % tiles) * TOKENS + tl.arange(0, TOKENS)
+        is_read = token < tl.load(k_entry + 3)
+        position = tl.load(k_entry + 1) + token
+        k_at = locate(k_entry, token, num_heads, head, K)
+        keys = read_tile(k_part, k_at, angles, position, is_read, K, R, query.dtype)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * (scale * _LOG2_E)
+        scores = tl.where(is_read[None, :], scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, 1))
+        # An entry may be shorter than a page: then nothing was seen of its last tiles.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - base[:, None])
+        decay = tl.exp2(largest - base)
+        total = total * decay + tl.sum(weights, 1)
+        v_at = locate(v_entry, token, num_heads, head, V)
+        values = read_tile(v_part, v_at, angles, position, is_read, V, none, query.dtype)
+        mixed = mixed * decay[:, None]
+        mixed += tl.dot(weights.to(query.dtype), values, input_precision="ieee")
+        largest = higher
+    place = head.to(tl.int64) * num_rows + tl.load(item + 4) + row
+    divisor = tl.where(total > 0, total, 1.0)
+    tl.store(
+        out + (place * V.head_dim)[:, None] + v_channel[None, :],
+        mixed / divisor[:, None],
+        mask=is_query[:, None],
+    )
+    tl.store(lse + place, (largest + tl.log2(divisor)) * _LN_2, mask=is_query)
+
+
+def attend(
+    queries: Tensor,
+    pages: LayerPages,
+    passes: Sequence[PagedPass],
+    *,
+    rope: RopeGrid | None,
+    scale: float,
+    num_programs: int,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of every pass over its own pages.
+
+    Args:
+        queries: [heads, queries, head_dim], rotated already, contiguous.
+        pages: K and V of one layer; see `supports`.
+        passes: disjoint ranges of the queries, each with at least one cached token.
+        rope: rotate K to its tokens' places, or None.
+        scale: of the scores.
+        num_programs: entries of a pass are split until there are about as many programs.
+
+    Returns the output, fp32 [heads, queries, head_dim], and the log-sum-exp of the scores, fp32
+    [heads, queries]; undefined where no pass has a query. The host does not wait for the device.
+    """
+    num_heads, num_queries, head_dim = queries.shape
+    keys, values = pages.keys, pages.values
+    assert isinstance(keys, CodedPages)
+    assert isinstance(values, CodedPages)
+    assert queries.is_contiguous()
+    runs = _joined([part.runs for part in passes])
+    splits = _split(passes, num_heads, num_programs)
+    work, num_rows = _work(passes, splits)
+    k_entries, k_row_table = page_tables(keys, runs, 0)
+    v_entries, v_row_table = page_tables(values, runs, 0)
+    angles = make_angles(rope, runs.largest_position, queries.device)
+    out = queries.new_empty((num_heads, num_rows, head_dim), dtype=torch.float32)
+    lse = queries.new_empty((num_heads, num_rows), dtype=torch.float32)
+    _attend[(len(work), num_heads)](
+        to_device(work.reshape(-1), queries.device),
+        queries,
+        out,
+        lse,
+        k_entries,
+        *pointers(keys, k_row_table),
+        v_entries,
+        *pointers(values, v_row_table),
+        *angles.tables,
+        *angles.frame,
+        scale,
+        num_heads,
+        num_queries,
+        num_rows,
+        K=format_of(keys),
+        V=format_of(values),
+        R=angles.pairs,
+        QUERIES=_QUERIES,
+        TOKENS=_TOKENS,
+        num_warps=8,
+    )
+    return _merged(out, lse, passes, splits, num_queries)
+
+
+def _joined(runs: Sequence[PageRuns]) -> PageRuns:
+    return PageRuns(
+        *(
+            np.concatenate(columns)
+            for columns in zip(
+                *((run.page_id, run.first_token, run.begin, run.end) for run in runs), strict=True
+            )
+        )
+    )
+
+
+def _split(passes: Sequence[PagedPass], num_heads: int, num_programs: int) -> list[int]:
+    """Into how many parts the entries of each pass go."""
+    blocks = [-(-(part.stop - part.start) // _QUERIES) for part in passes]
+    wanted = max(1, num_programs // max(1, num_heads * sum(blocks)))
+    return [min(wanted, len(part.runs.page_id)) for part in passes]
+
+
+def _work(passes: Sequence[PagedPass], splits: Sequence[int]) -> tuple[NDArray[np.int32], int]:
+    """What each program of a head does, int32 [programs, 5], and rows of output in all.
+
+    First query, number of queries, first and last entry, first row of output: split after split,
+    each pass has all of its queries there.
+    """
+    items, first_entry, first_row = [], 0, 0
+    for part, num_splits in zip(passes, splits, strict=True):
+        num_entries, count = len(part.runs.page_id), part.stop - part.start
+        ends = first_entry + np.arange(num_splits + 1) * num_entries // num_splits
+        for split in range(num_splits):
+            for block in range(0, count, _QUERIES):
+                items.append(
+                    (
+                        part.start + block,
+                        min(_QUERIES, count - block),
+                        int(ends[split]),
+                        int(ends[split + 1]),
+                        first_row + block,
+                    )
+                )
+            first_row += count
+        first_entry += num_entries
+    return np.array(items, np.int32).reshape(-1, 5), first_row
+
+
+def _merged(
+    out: Tensor, lse: Tensor, passes: Sequence[PagedPass], splits: Sequence[int], num_queries: int
+) -> tuple[Tensor, Tensor]:
+    """Every pass's splits weighted by their log-sum-exps, in the order of the queries."""
+    num_heads, _, head_dim = out.shape
+    if len(passes) == 1 and splits[0] == 1 and out.shape[1] == num_queries:
+        return out, lse
+    merged = out.new_empty((num_heads, num_queries, head_dim))
+    merged_lse = lse.new_empty((num_heads, num_queries))
+    first = 0
+    for part, num_splits in zip(passes, splits, strict=True):
+        count = part.stop - part.start
+        rows = slice(first, first + num_splits * count)
+        parts = out[:, rows].view(num_heads, num_splits, count, head_dim)
+        lses = lse[:, rows].view(num_heads, num_splits, count)
+        together = lses.logsumexp(dim=1)
+        weights = (lses - together[:, None]).exp()
+        merged[:, part.start : part.stop] = (weights[..., None] * parts).sum(dim=1)
+        merged_lse[:, part.start : part.stop] = together
+        first += num_splits * count
+    return merged, merged_lse
+
+
+def variants() -> tuple[Variant, ...]:
+    """What `attend` launches for the named formats in bf16, K rotated."""
+    return tuple(
+        _variant(name, head_dim)
+        for name in PRESETS
+        for head_dim in _HEAD_DIMS
+        if head_dim * PRESETS[name].bits >= 64
+    )
+
+
+def _variant(name: str, head_dim: int) -> Variant:
+    keys, values = (sample_pages(PRESETS[name], head_dim, is_key=k) for k in (True, False))
+    types = pointer_types(keys)
+    tensors = {
+        "work": "*i32",
+        "queries": "*bf16",
+        **dict.fromkeys(("out", "lse", "t_table", "h_table", "w_table"), "*fp32"),
+        **dict.fromkeys(("k_entries", "v_entries"), "*i32"),
+        **{f"{part}_{name}": types[name] for part in "kv" for name in POINTERS},
+    }
+    constants = {
+        "K": format_of(keys),
+        "V": format_of(values),
+        "R": default_pairs(head_dim),
+        "QUERIES": _QUERIES,
+        "TOKENS": _TOKENS,
+    }
+    numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries", "num_rows"), "i32")
+    kinds = tensors | numbers | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
+    return Variant(
+        name=f"fused-{name}-d{head_dim}",
+        kernel=_attend,
+        signature={argument: kinds[argument] for argument in _attend.arg_names},
+        constants=constants,
+        aligned=tuple(tensor for tensor in tensors if not tensor.endswith("row_table")),
+        num_warps=8,
+    )
