@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
 from qvg_engine.allocation import Allocation
+from qvg_engine.backend_check import check_backend
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
@@ -31,7 +32,9 @@ class Cache:
     """Everything is allocated here, once, from the settings and the model's geometry."""
 
     def __init__(self, family: ModelFamily, config: EngineConfig) -> None:
-        """Raises `ConfigError` if the memory does not hold a single page."""
+        """Raises `ConfigError` if the memory does not hold a single page, or these pages cannot
+        have the attention that was asked for.
+        """
         self.layout = cache_layout(family, config)
         num_pages = self.layout.num_pages_for(config.kv_memory)
         policy = config.codebooks.for_streams(windowed=family.settings.window_frames is not None)
@@ -44,6 +47,11 @@ class Cache:
             row_table=None if codebooks is None else codebooks.pool.row_table,
             policy=policy,
             refinement_of=None if codebooks is None else codebooks.refinements.refinement_of,
+        )
+        check_backend(
+            config.attention_backend,
+            [self.store.layer(layer) for layer in range(len(self.layout.layers))],
+            device=config.torch_device,
         )
         self.block_manager = BlockManager(num_pages, config.page_size, codebooks=codebooks)
         self.workspace = Workspace(

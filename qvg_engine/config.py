@@ -1,6 +1,6 @@
 """The engine's settings, checked once."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import torch
@@ -11,6 +11,7 @@ from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.format import LayerFormats, PageFormat, get_format
 from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.paged_attention import Strategy
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1, 1024
@@ -42,7 +43,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     * `page_size`: tokens of a page. `kv_memory`: bytes of all pages, preallocated.
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
-    * `attention_backend`: "workspace", or "reference" for plain torch.
+    * `attention_backend`: "workspace", which decodes pages to a buffer; "fused", which decodes
+      them inside of attention: on GPUs, for few queries; "reference" for plain torch.
     * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
     * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
     * `max_text_rows`: text rows of all admitted streams together.
@@ -72,7 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     page_size: int = 64
     kv_memory: int = 2 * 1024**3
     workspace_tokens: int | None = None
-    attention_backend: Literal["workspace", "reference"] = "workspace"
+    attention_backend: Strategy = "workspace"
     max_streams: int = 16
     max_batch_tokens: int = 65_536
     aging_steps: int = 64
@@ -92,7 +94,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if self.value_format is not None:
             get_format(self.value_format)
-        check_choice("attention_backend", self.attention_backend, ("workspace", "reference"))
+        check_choice("attention_backend", self.attention_backend, get_args(Strategy))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("dtype", self.dtype, tuple(_DTYPES))
         check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)

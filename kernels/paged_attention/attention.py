@@ -16,7 +16,7 @@ from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegme
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
 from qvg_engine.kernels.paged_attention.workspace import Workspace
 
-Strategy = Literal["workspace", "reference"]
+Strategy = Literal["workspace", "fused", "reference"]
 
 
 class AttentionResult(NamedTuple):
@@ -46,8 +46,9 @@ def paged_attention(
         query_positions: the queries' token numbers; needed with a transform.
         scale: of the scores; 1 / sqrt(head_dim) by default.
         strategy: "workspace" decodes into the workspace and runs dense attention, in pieces merged
-            by log-sum-exp if the tokens do not fit at once; "reference" gathers all and works in
-            fp32.
+            by log-sum-exp if the tokens do not fit at once; "fused" decodes pages in the tiles that
+            attention multiplies with, see `gpu_fused.supports`, and attends to what is dense as
+            "workspace" does; "reference" gathers all and works in fp32.
 
     Returns [tokens, heads, head_dim] in the dtype of `queries`; zeros if `segments` hold no token.
     """
@@ -96,6 +97,8 @@ def _attend(
         lse = folded.new_full(folded.shape[:2], -math.inf, dtype=torch.float32)
     elif strategy == "workspace":
         out, lse = _attend_in_workspace(folded, segments, workspace, transform, scale, needs_lse)
+    elif strategy == "fused":
+        out, lse = _attend_fused(folded, segments, workspace, transform, scale)
     else:
         out, lse = reference.attend(folded, *_gather_all(segments, transform), scale)
     out = _unfold_heads(out.to(queries.dtype), queries.shape)
@@ -146,6 +149,45 @@ def _attend_in_workspace(
             part = dense.attend(queries, keys, values, bias, scale, needs_lse=needs_lse)
         merged = part if merged is None else dense.merge(merged, part)
     assert merged is not None
+    return merged
+
+
+def _attend_fused(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    workspace: Workspace,
+    transform: ReadTransform,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    from qvg_engine.kernels.paged_attention import gpu_fused
+
+    rope = transform.rope
+    assert rope is not None or isinstance(transform, IdentityTransform), transform
+    paged = [segment for segment in segments if isinstance(segment, PagedSegment)]
+    parts = []
+    for segment in paged:
+        assert gpu_fused.supports(segment.pages)
+        whole = gpu_fused.PagedPass(0, queries.shape[1], segment.runs)
+        parts.append(
+            gpu_fused.attend(
+                queries,
+                segment.pages,
+                [whole],
+                rope=rope,
+                scale=scale,
+                num_programs=gpu_fused.num_programs(queries.device),
+            )
+        )
+    dense_segments = [segment for segment in segments if isinstance(segment, DenseSegment)]
+    if dense_segments:
+        parts.append(
+            _attend_in_workspace(
+                queries, dense_segments, workspace, transform, scale, needs_lse=True
+            )
+        )
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = dense.merge(merged, part)
     return merged
 
 

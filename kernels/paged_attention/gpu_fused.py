@@ -4,6 +4,7 @@ For few queries, or where there is no room for a workspace: every tile is decode
 block of queries. One launch serves passes of any number of streams, each over its own pages.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,13 +53,23 @@ class PagedPass(NamedTuple):
     runs: PageRuns
 
 
-def supports(queries: Tensor, pages: LayerPages) -> bool:
-    """Whether `attend` takes these: K and V both coded, in pages of whole tiles."""
-    parts = (pages.keys, pages.values)
-    return queries.shape[-1] in _HEAD_DIMS and all(
-        isinstance(part, CodedPages) and has_whole_planes(part) and part.page_size % _TOKENS == 0
-        for part in parts
+def supports(pages: LayerPages) -> bool:
+    """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page."""
+    return all(
+        isinstance(part, CodedPages)
+        and part.head_dim in _HEAD_DIMS
+        and has_whole_planes(part)
+        and part.page_size % _TOKENS == 0
+        for part in (pages.keys, pages.values)
     )
+
+
+@functools.cache
+def num_programs(device: torch.device) -> int:
+    """As many as run at a time on a GPU, two a multiprocessor; 1 in the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit(do_not_specialize=["height", "width", "num_heads", "num_queries", "num_rows"])

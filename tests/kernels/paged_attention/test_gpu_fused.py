@@ -19,7 +19,19 @@ from qvg_engine.kernels.codec import (
 from qvg_engine.kernels.codec.packing import pack
 from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.page_runs import PageRuns
-from qvg_engine.kernels.paged_attention import LayerPages, PlainPages, decode, reference
+from qvg_engine.kernels.paged_attention import (
+    DenseSegment,
+    LayerPages,
+    PagedSegment,
+    PlainPages,
+    RopeTransform,
+    Segment,
+    Strategy,
+    Workspace,
+    decode,
+    paged_attention_with_lse,
+    reference,
+)
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 
 if not has_triton():
@@ -29,6 +41,7 @@ from qvg_engine.kernels.paged_attention import gpu_fused
 from qvg_engine.kernels.paged_attention.gpu_fused import PagedPass
 
 PAGE_SIZE, NUM_PAGES, HEADS, SCALE = 64, 8, 2, 0.09
+STRATEGIES: tuple[Strategy, Strategy] = ("fused", "reference")
 Entries = list[tuple[int, int, int, int]]
 # Streams of (page, first token, begin, end): with a sink, cut pages, and one of a single token.
 STREAMS: list[Entries] = [
@@ -151,8 +164,36 @@ def test_halves() -> None:
 
 
 def test_what_is_not_supported() -> None:
-    pages, queries = layer("q2"), torch.empty(HEADS, 1, 128)
-    assert gpu_fused.supports(queries, pages)
+    pages = layer("q2")
+    assert gpu_fused.supports(pages)
     plain = PlainPages(torch.empty(NUM_PAGES, HEADS, PAGE_SIZE, 128))
-    assert not gpu_fused.supports(queries, LayerPages(pages.keys, plain))
-    assert not gpu_fused.supports(torch.empty(HEADS, 1, 96), pages)
+    assert not gpu_fused.supports(LayerPages(pages.keys, plain))
+    assert not gpu_fused.supports(layer("q2", 256))
+
+
+def test_as_a_strategy() -> None:
+    """With what is dense beside the pages, and two query heads for each of K and V."""
+    queries = torch.randn(11, 2 * HEADS, 128)
+    rows = torch.randn(2, 20, HEADS, 128)
+    segments: list[Segment] = [
+        PagedSegment(layer("q2"), as_runs(STREAMS[0])),
+        DenseSegment(keys=rows[0], values=rows[1], positions=np.arange(500, 520)),
+        PagedSegment(layer("q1"), as_runs(STREAMS[1])),
+        DenseSegment(keys=rows[1, :3], values=rows[0, :3], log_weights=torch.randn(3)),
+    ]
+    workspace = Workspace(
+        num_heads=HEADS, head_dim=128, max_tokens=16, device="cpu", dtype=torch.float32
+    )
+    fused, plain = (
+        paged_attention_with_lse(
+            queries,
+            segments,
+            workspace=workspace,
+            transform=RopeTransform(RopeGrid(RopeTables(head_dim=128), height=5, width=8)),
+            query_positions=np.arange(500, 511),
+            strategy=strategy,
+        )
+        for strategy in STRATEGIES
+    )
+    assert (fused.out - plain.out).abs().max() <= 2e-5 * plain.out.abs().max()
+    assert (fused.lse - plain.lse).abs().max() <= 2e-5 * plain.lse.abs().max()
