@@ -23,6 +23,7 @@ def check_backend(backend: Strategy, layers: Sequence[LayerPages], *, device: to
     for number, pages in enumerate(layers):
         if not gpu_fused.supports(pages):
             raise ConfigError(
-                f"{asked}, which layer {number} cannot have: it needs a coded kv_format, heads of "
-                "64 or 128 channels and a page_size that is a multiple of 32; use 'workspace'"
+                f"{asked}, which layer {number} cannot have: it needs a coded kv_format (of two "
+                "stages at most on sm_80), heads of 64 or 128 channels and a page_size that is a "
+                "multiple of 32; use 'workspace'"
             )

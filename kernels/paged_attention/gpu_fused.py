@@ -41,7 +41,7 @@ from qvg_engine.kernels.rope.tables import default_pairs
 _COLUMNS = tl.constexpr(NUM_COLUMNS)
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2))
-_QUERIES, _TOKENS = 64, 32
+_QUERIES = 64
 _HEAD_DIMS = (64, 128)
 
 
@@ -54,14 +54,37 @@ class PagedPass(NamedTuple):
 
 
 def supports(pages: LayerPages) -> bool:
-    """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page."""
+    """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page.
+
+    On sm_80 formats of more than two stages would spill, and are not taken.
+    """
     return all(
         isinstance(part, CodedPages)
         and part.head_dim in _HEAD_DIMS
         and has_whole_planes(part)
-        and part.page_size % _TOKENS == 0
+        and part.page_size % _tile_tokens(part) == 0
+        and _capability(part.device) >= _least_capability(part)
         for part in (pages.keys, pages.values)
     )
+
+
+def _tile_tokens(pages: CodedPages) -> int:
+    """Tokens of a tile: as many as no architecture spills with (compiled, not timed)."""
+    is_light = pages.spec.bits == 2 and pages.spec.stages <= 1 and pages.head_dim == 128
+    return 32 if is_light else 16
+
+
+def _least_capability(pages: CodedPages) -> int:
+    return 80 if pages.spec.stages <= 2 else 89
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """Such as 90; of what is not a GPU the newest."""
+    if device.type != "cuda":
+        return 999
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache
@@ -249,7 +272,7 @@ def attend(
         V=format_of(values),
         R=angles.pairs,
         QUERIES=_QUERIES,
-        TOKENS=_TOKENS,
+        TOKENS=min(_tile_tokens(keys), _tile_tokens(values)),
         num_warps=8,
     )
     return _merged(out, lse, passes, splits, num_queries)
@@ -347,7 +370,7 @@ def _variant(name: str, head_dim: int) -> Variant:
         "V": format_of(values),
         "R": default_pairs(head_dim),
         "QUERIES": _QUERIES,
-        "TOKENS": _TOKENS,
+        "TOKENS": _tile_tokens(keys),
     }
     numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries", "num_rows"), "i32")
     kinds = tensors | numbers | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
@@ -358,4 +381,5 @@ def _variant(name: str, head_dim: int) -> Variant:
         constants=constants,
         aligned=tuple(tensor for tensor in tensors if not tensor.endswith("row_table")),
         num_warps=8,
+        least_capability=_least_capability(keys),
     )
