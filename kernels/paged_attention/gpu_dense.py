@@ -124,7 +124,7 @@ def _attend_block(
     return larger, total, sums
 
 
-@triton.jit(do_not_specialize=["num_queries", "num_tokens", "tokens_per_range"])
+@triton.jit(do_not_specialize=["num_queries", "num_tokens", "blocks_per_range"])
 def _attend(
     queries: tl.tensor,
     keys: tl.tensor,
@@ -134,7 +134,7 @@ def _attend(
     lse: tl.tensor,
     num_queries: tl.tensor,
     num_tokens: tl.tensor,
-    tokens_per_range: tl.tensor,
+    blocks_per_range: tl.tensor,
     scale: tl.tensor,
     stride_queries_head: tl.tensor,
     stride_queries: tl.tensor,
@@ -150,13 +150,14 @@ def _attend(
 ) -> None:
     """out [ranges, heads, queries, HEAD_DIM] and lse [ranges, heads, queries] of each range.
 
-    scale: of the scores, times log2(e). tokens_per_range: a multiple of BLOCK_TOKENS.
+    scale: of the scores, times log2(e).
     """
     head = tl.program_id(1).to(tl.int64)
     range_index = tl.program_id(2)
     query = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    begin = range_index * tokens_per_range
-    end = tl.minimum(begin + tokens_per_range, num_tokens)
+    # Multiples of BLOCK_TOKENS, which the compiler has to see for wide loads.
+    begin = range_index * blocks_per_range * BLOCK_TOKENS
+    end = tl.minimum(begin + blocks_per_range * BLOCK_TOKENS, num_tokens)
     whole_end = begin + (end - begin) // BLOCK_TOKENS * BLOCK_TOKENS
     queries += head * stride_queries_head
     keys += head * stride_keys_head
@@ -289,14 +290,14 @@ def cut_tokens(
     device: Device,
     num_ranges: int | None,
 ) -> tuple[int, int]:
-    """How many ranges of tokens there are, and how long each but the last is."""
+    """How many ranges of tokens there are, and the blocks of each but the last."""
     num_blocks = triton.cdiv(num_tokens, tiles.block_tokens)
     if num_ranges is None:
         num_programs = num_heads * triton.cdiv(num_queries, tiles.block_queries)
         num_slots = device.num_multiprocessors * tiles.resident
         num_ranges = gpu_merge.num_ranges(num_programs, num_blocks, num_slots)
     length = triton.cdiv(num_blocks, num_ranges)
-    return triton.cdiv(num_blocks, length), length * tiles.block_tokens
+    return triton.cdiv(num_blocks, length), length
 
 
 def empty_result(queries: Tensor, ranges: int) -> tuple[Tensor, Tensor]:
@@ -345,7 +346,7 @@ def _variant(
         constants["bias"] = None
     pointers = dict.fromkeys(("queries", "keys", "values"), "*bf16")
     pointers |= {"bias": "*fp32" if biased else "constexpr", "out": "*fp32", "lse": "*fp32"}
-    counts = dict.fromkeys(("num_queries", "num_tokens", "tokens_per_range"), "i32")
+    counts = dict.fromkeys(("num_queries", "num_tokens", "blocks_per_range"), "i32")
     aligned = ("queries", "keys", "values", *(("bias",) if biased else ()), "out", "lse", *strides)
     return Variant(
         name=f"attend-dense-sm{architecture}-q{tiles.block_queries}-d{head_dim}"
