@@ -63,6 +63,13 @@ _FEW: Final[dict[Architecture, Tiles]] = {
 }
 
 
+LAUNCHED: Final = ((16, True), (64, True), (128, True), (128, False))
+"""Numbers of queries that have tiles of their own, and whether parts are written, to be merged.
+
+Few queries are hardly ever attended to in one part.
+"""
+
+
 def tiles_for(architecture: Architecture, num_queries: int) -> Tiles:
     """What is launched for this many queries of a head."""
     return (_FEW if num_queries <= 16 else _SOME if num_queries <= 64 else _MANY)[architecture]
@@ -321,17 +328,17 @@ def _constants(tiles: Tiles, head_dim: int, dtype: torch.dtype, *, biased: bool)
 
 def variants() -> tuple[Variant, ...]:
     """What is launched for head_dim 64 and 128, with parts and without, biased and not."""
-    found = []
-    for architecture in ARCHITECTURES:
-        for num_queries in (16, 64, 128):
-            for head_dim in (64, 128):
-                for biased in (False, True):
-                    found.append(_variant(architecture, num_queries, head_dim, biased=biased))
-    return tuple(found)
+    return tuple(
+        _variant(architecture, num_queries, head_dim, biased=biased, parts=parts)
+        for architecture in ARCHITECTURES
+        for num_queries, parts in LAUNCHED
+        for head_dim in (64, 128)
+        for biased in (False, True)
+    )
 
 
 def _variant(
-    architecture: Architecture, num_queries: int, head_dim: int, *, biased: bool
+    architecture: Architecture, num_queries: int, head_dim: int, *, biased: bool, parts: bool
 ) -> Variant:
     tiles = tiles_for(architecture, num_queries)
     strides = [
@@ -345,11 +352,13 @@ def _variant(
     if not biased:
         constants["bias"] = None
     pointers = dict.fromkeys(("queries", "keys", "values"), "*bf16")
-    pointers |= {"bias": "*fp32" if biased else "constexpr", "out": "*fp32", "lse": "*fp32"}
+    pointers |= {"bias": "*fp32" if biased else "constexpr", "out": "*fp32" if parts else "*bf16"}
+    pointers["lse"] = "*fp32"
     counts = dict.fromkeys(("num_queries", "num_tokens", "blocks_per_range"), "i32")
     aligned = ("queries", "keys", "values", *(("bias",) if biased else ()), "out", "lse", *strides)
     return Variant(
-        name=f"attend-dense-sm{architecture}-q{tiles.block_queries}-d{head_dim}"
+        name=f"attend-dense-sm{architecture}-q{num_queries}-d{head_dim}"
+        + ("-parts" if parts else "")
         + ("-biased" if biased else ""),
         kernel=_attend,
         signature={

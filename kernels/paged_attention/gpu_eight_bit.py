@@ -22,6 +22,7 @@ from qvg_engine.kernels.paged_attention import gpu_merge
 from qvg_engine.kernels.paged_attention.eight_bit import EightBitWorkspace
 from qvg_engine.kernels.paged_attention.gpu_dense import (
     HEAD_DIMS,
+    LAUNCHED,
     LN_2,
     LOG2_E,
     Tiles,
@@ -39,14 +40,14 @@ _MANY: Final[dict[Architecture, Tiles]] = {
     89: Tiles(128, 32, 8, 3),
     90: Tiles(128, 128, 8, 2),
     100: Tiles(128, 128, 8, 2),
-    120: Tiles(128, 32, 8, 3),
+    120: Tiles(64, 32, 4, 3, resident=2),
 }
 _SOME: Final[dict[Architecture, Tiles]] = {
     80: Tiles(64, 64, 8, 2),
     89: Tiles(64, 64, 8, 3),
     90: Tiles(64, 64, 4, 3),
     100: Tiles(64, 64, 4, 3),
-    120: Tiles(64, 64, 8, 3),
+    120: Tiles(64, 64, 8, 2),
 }
 _FEW: Final[dict[Architecture, Tiles]] = {
     80: Tiles(16, 128, 4, 2, resident=2),
@@ -209,7 +210,7 @@ def _attend(
             HAS_CAST,
         )
     channel = tl.arange(0, HEAD_DIM)
-    sums = sums / total[:, None] * tl.load(value_scales + head * HEAD_DIM + channel)[None, :]
+    sums *= (1.0 / total)[:, None] * tl.load(value_scales + head * HEAD_DIM + channel)[None, :]
     row = (range_index * tl.num_programs(1) + head) * num_queries + query
     exists = query < num_queries
     offset = row[:, None] * HEAD_DIM + channel[None, :]
@@ -274,21 +275,25 @@ def attend(
 
 def variants() -> tuple[Variant, ...]:
     """What is launched for head_dim 64 and 128, queries in bf16, biased and not."""
-    found = []
-    for architecture in ARCHITECTURES:
+    return tuple(
+        _variant(architecture, num_queries, head_dim, e4m3=e4m3, biased=biased, parts=parts)
+        for architecture in ARCHITECTURES
         # Tiles of 89 are for 86 too, which has no E4M3.
-        for e4m3 in {80: (False,), 89: (False, True)}.get(architecture, (True,)):
-            for num_queries in (16, 64, 128):
-                for head_dim in (64, 128):
-                    for biased in (False, True):
-                        found.append(
-                            _variant(architecture, num_queries, head_dim, e4m3=e4m3, biased=biased)
-                        )
-    return tuple(found)
+        for e4m3 in {80: (False,), 89: (False, True)}.get(architecture, (True,))
+        for num_queries, parts in LAUNCHED
+        for head_dim in (64, 128)
+        for biased in (False, True)
+    )
 
 
 def _variant(
-    architecture: Architecture, num_queries: int, head_dim: int, *, e4m3: bool, biased: bool
+    architecture: Architecture,
+    num_queries: int,
+    head_dim: int,
+    *,
+    e4m3: bool,
+    biased: bool,
+    parts: bool,
 ) -> Variant:
     tiles = tiles_for(architecture, num_queries)
     constants: dict[str, Any] = {
@@ -306,13 +311,16 @@ def _variant(
         "values": "*u8" if e4m3 else "*fp16",
         "value_scales": "*fp32",
         "bias": "*fp32" if biased else "constexpr",
-        "out": "*fp32",
+        "out": "*fp32" if parts else "*bf16",
         "lse": "*fp32",
     }
     strides = ("stride_queries_head", "stride_queries", "max_tokens")
-    name = f"attend-eight-bit-sm{architecture}-q{tiles.block_queries}-d{head_dim}"
+    name = f"attend-eight-bit-sm{architecture}-q{num_queries}-d{head_dim}"
     return Variant(
-        name=name + ("" if e4m3 else "-fp16") + ("-biased" if biased else ""),
+        name=name
+        + ("-parts" if parts else "")
+        + ("" if e4m3 else "-fp16")
+        + ("-biased" if biased else ""),
         kernel=_attend,
         signature={
             **pointers,

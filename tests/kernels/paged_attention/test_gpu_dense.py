@@ -138,7 +138,7 @@ def test_every_architecture_has_variants_of_its_own_name() -> None:
     variants = gpu_dense.variants() + gpu_merge.variants()
     assert len({variant.name for variant in variants}) == len(variants)
     for architecture in ARCHITECTURES:
-        assert sum(variant.is_offered_on(architecture) for variant in variants) == 12 + 6
+        assert sum(variant.is_offered_on(architecture) for variant in variants) == 16 + 6
 
 
 def test_what_is_supported() -> None:

@@ -154,6 +154,6 @@ def test_variants_are_named_once_and_have_e4m3_from_89_on() -> None:
     offered = {
         cc: [v for v in gpu_eight_bit.variants() if v.is_offered_on(cc)] for cc in (80, 89, 90)
     }
-    assert {cc: len(found) for cc, found in offered.items()} == {80: 12, 89: 24, 90: 12}
+    assert {cc: len(found) for cc, found in offered.items()} == {80: 16, 89: 32, 90: 16}
     assert not any(v.constants["E4M3"] for v in offered[80])
     assert all(v.constants["E4M3"] for v in offered[90])
