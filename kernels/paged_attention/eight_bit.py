@@ -18,6 +18,10 @@ _ALIGNMENT = 16
 """Tokens; what a row of transposed values is a multiple of, for loads of 16 bytes."""
 
 
+HEAD_DIMS = (32, 64, 128)
+"""What the kernels take."""
+
+
 class EightBitWorkspace:
     """Room for at least `max_tokens` decoded tokens of one layer; see `Workspace`.
 
@@ -46,6 +50,11 @@ class EightBitWorkspace:
         """value_dtype: torch.uint8 for E4M3 or torch.float16; what the device can if None."""
         if max_tokens < 1:
             raise ConfigError(f"a workspace needs room for at least 1 token, got {max_tokens}")
+        if head_dim not in HEAD_DIMS:
+            raise ConfigError(
+                f"8-bit attention takes a head_dim of 32, 64 or 128, got {head_dim}; use a "
+                "workspace in bf16"
+            )
         device = torch.device(device)
         value_dtype = value_dtype_for(device_of(device)) if value_dtype is None else value_dtype
         assert value_dtype in (torch.uint8, torch.float16), value_dtype

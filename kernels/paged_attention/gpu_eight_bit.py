@@ -19,9 +19,8 @@ from qvg_engine.kernels.codec.gpu_e4m3 import narrow_e4m3
 from qvg_engine.kernels.device import ARCHITECTURES, Architecture, device_of
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.paged_attention import gpu_merge
-from qvg_engine.kernels.paged_attention.eight_bit import EightBitWorkspace
+from qvg_engine.kernels.paged_attention.eight_bit import HEAD_DIMS, EightBitWorkspace
 from qvg_engine.kernels.paged_attention.gpu_dense import (
-    HEAD_DIMS,
     LAUNCHED,
     LN_2,
     LOG2_E,
@@ -220,8 +219,7 @@ def _attend(
 
 def supports(queries: Tensor) -> bool:
     """Whether the kernel takes these queries."""
-    fits = queries.shape[-1] in HEAD_DIMS and queries.shape[-1] >= 32
-    return fits and (gpu.supports(queries) or gpu.is_interpreted())
+    return queries.shape[-1] in HEAD_DIMS and (gpu.supports(queries) or gpu.is_interpreted())
 
 
 def attend(

@@ -156,6 +156,11 @@ def test_a_workspace_without_room_is_refused() -> None:
         EightBitWorkspace(num_heads=1, head_dim=64, max_tokens=0, device="cpu")
 
 
+def test_a_head_dim_that_no_kernel_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head_dim of 32, 64 or 128, got 24"):
+        EightBitWorkspace(num_heads=1, head_dim=24, max_tokens=16, device="cpu")
+
+
 def test_e4m3_is_chosen_where_there_are_products_of_it() -> None:
     assert eight_bit.value_dtype_for(Device(capability=86, num_multiprocessors=1)) == torch.float16
     assert eight_bit.value_dtype_for(Device(capability=89, num_multiprocessors=1)) == torch.uint8
