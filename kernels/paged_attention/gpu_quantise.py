@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SMALLEST: Final = tl.constexpr(SMALLEST)
 _BLOCK: Final = 64
 """Tokens that one program quantises."""
-_NUM_WARPS: Final = 4
+_NUM_WARPS: Final = 8
 
 
 @triton.jit
