@@ -1,12 +1,23 @@
 """Dense attention over a decoded piece, and the merge of pieces by log-sum-exp."""
 
+import importlib
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from qvg_engine.kernels import gpu
+from qvg_engine.kernels.device import device_of
 from qvg_engine.kernels.paged_attention import reference
+from qvg_engine.kernels.paged_attention.dense_backend import (
+    DenseBackend,
+    Job,
+    dense_backend,
+    installed_packages,
+)
 
 
 def attend(
@@ -17,6 +28,7 @@ def attend(
     scale: float,
     *,
     needs_lse: bool,
+    backend: DenseBackend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention by the fastest dense kernel there is.
 
@@ -25,22 +37,175 @@ def attend(
         keys, values: [heads, tokens, head_dim], at least one token.
         bias: fp32 [tokens], added to every query's scores, or None.
         needs_lse: whether the log-sum-exp will be used; it is not defined otherwise.
+        backend: on a GPU, who computes it; see `dense_backend`, also for what it raises.
 
     Returns the output [heads, queries, head_dim] and the log-sum-exp, fp32 [heads, queries].
     """
-    mask = None if bias is None else bias[None, None, None]
-    batch = queries[None], keys[None], values[None]
     if queries.device.type == "cpu":
         # What SDPA runs on the CPU, asked for directly because it also knows the log-sum-exp.
+        mask = None if bias is None else bias[None, None, None]
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *batch, attn_mask=mask, scale=scale
+            queries[None], keys[None], values[None], attn_mask=mask, scale=scale
         )
         return out[0], lse[0]
-    if needs_lse:
+    if queries.device.type != "cuda":
         return reference.attend(queries, keys, values, bias, scale)
-    mask = None if mask is None else mask.to(queries.dtype)
-    out = scaled_dot_product_attention(*batch, attn_mask=mask, scale=scale)[0]
-    return out, out.new_empty(out.shape[:2], dtype=torch.float32)
+    job = Job(head_dim=queries.shape[-1], dtype=queries.dtype, biased=bias is not None)
+    choice = dense_backend(
+        device_of(queries.device), job, packages=installed_packages(), forced=backend
+    )
+    return CALLS[choice.backend](queries, keys, values, bias, scale, needs_lse)
+
+
+Call = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool], tuple[Tensor, Tensor]]
+
+
+def _torch_flash(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    assert bias is None
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
+        queries[None], keys[None], values[None], 0.0, False, False, scale=scale
+    )
+    return out[0], lse[0]
+
+
+def _cudnn(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    assert bias is None
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        queries[None], keys[None], values[None], None, needs_lse, 0.0, False, False, scale=scale
+    )
+    out = out[0]
+    return out, lse.reshape(out.shape[:2]) if needs_lse else _undefined(out)
+
+
+def _torch_efficient(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    num_heads, num_queries, _ = queries.shape
+    mask = None
+    if bias is not None:
+        # The kernel loads 16 bytes of a row at a time.
+        num_tokens = bias.shape[0]
+        room = bias.new_zeros(-(-num_tokens // 16) * 16)
+        room[:num_tokens] = bias
+        mask = room[:num_tokens].expand(1, num_heads, num_queries, num_tokens)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        queries[None], keys[None], values[None], mask, needs_lse, 0.0, False, scale=scale
+    )
+    # Its rows are padded.
+    return out[0], lse[0, :, :num_queries] if needs_lse else _undefined(out[0])
+
+
+def _undefined(out: Tensor) -> Tensor:
+    return out.new_empty(out.shape[:2], dtype=torch.float32)
+
+
+def _tokens_first(*tensors: Tensor) -> list[Tensor]:
+    """[heads, tokens, head_dim] as [1, tokens, heads, head_dim]."""
+    return [x.transpose(0, 1)[None] for x in tensors]
+
+
+def _flash_attn(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+    *,
+    module: str = "flash_attn",
+) -> tuple[Tensor, Tensor]:
+    assert bias is None
+    function = importlib.import_module(module).flash_attn_func
+    # Some versions of FlashAttention 3 always return the log-sum-exp, and have no such argument.
+    named = "return_attn_probs" in inspect.signature(function).parameters
+    asked: dict[str, Any] = {"return_attn_probs": True} if named else {}
+    out, lse, *_ = function(*_tokens_first(queries, keys, values), softmax_scale=scale, **asked)
+    return out[0].transpose(0, 1), lse[0]
+
+
+def _flash_attn_3(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    module = "flash_attn_interface"
+    return _flash_attn(queries, keys, values, bias, scale, needs_lse, module=module)
+
+
+def _xformers(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    assert bias is None
+    module = importlib.import_module("xformers.ops")
+    out, lse = module.memory_efficient_attention_forward_requires_grad(
+        *_tokens_first(queries, keys, values), scale=scale
+    )
+    # Some of its kernels pad the rows.
+    return out[0].transpose(0, 1), lse[0, :, : queries.shape[1]]
+
+
+def _triton(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    from qvg_engine.kernels.paged_attention import gpu_dense
+
+    return gpu_dense.attend(queries, keys, values, keys.shape[1], bias, scale)
+
+
+def _reference(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    needs_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    return reference.attend(queries, keys, values, bias, scale)
+
+
+CALLS: Final[dict[DenseBackend, Call]] = {
+    "flash-attn-3": _flash_attn_3,
+    "cudnn": _cudnn,
+    "flash-attn": _flash_attn,
+    "torch-flash": _torch_flash,
+    "xformers": _xformers,
+    "triton": _triton,
+    "torch-efficient": _torch_efficient,
+    "reference": _reference,
+}
+"""What computes it, given what `attend` is given; `dense_backend` says which can."""
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -49,6 +214,11 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     Outputs [heads, queries, head_dim], log-sum-exps fp32 [heads, queries]; the result is fp32. Over
     no tokens the log-sum-exp is -inf.
     """
+    head_dim = first[0].shape[-1]
+    if gpu.supports(first[0]) and head_dim & (head_dim - 1) == 0:
+        from qvg_engine.kernels.paged_attention import gpu_merge
+
+        return gpu_merge.merge(first, second)
     lse = torch.logaddexp(first[1], second[1])
     # Where both are -inf any finite base will do: both weights are then exp(-inf) = 0.
     base = lse.masked_fill(lse == -math.inf, 0.0)
