@@ -9,6 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+# Whether a multiplication and an addition become one: the default changes with Triton 3.10, and
+# with it every last bit. Read when a kernel is compiled.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 
 @functools.cache
 def has_triton() -> bool:

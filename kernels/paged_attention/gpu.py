@@ -4,8 +4,6 @@ Which slots go where is a table that the host makes and copies over; see `kernel
 how a program moves rows.
 """
 
-from typing import Any
-
 import numpy as np
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
@@ -31,18 +29,18 @@ from qvg_engine.kernels.rope.gpu import (
 
 @triton.jit(do_not_specialize=["num_entries", "num_heads", "heads_a_program", "height", "width"])
 def _decode(
-    pages_ptr: Any,
-    entries_ptr: Any,
-    out_ptr: Any,
-    out_head_stride: Any,
-    num_entries: Any,
-    num_heads: Any,
-    heads_a_program: Any,
-    height: Any,
-    width: Any,
-    t_ptr: Any,
-    h_ptr: Any,
-    w_ptr: Any,
+    pages_ptr: tl.tensor,
+    entries_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    out_head_stride: tl.tensor,
+    num_entries: tl.tensor,
+    num_heads: tl.tensor,
+    heads_a_program: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    t_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    w_ptr: tl.tensor,
     T_PAIRS: tl.constexpr,
     H_PAIRS: tl.constexpr,
     W_PAIRS: tl.constexpr,
@@ -89,14 +87,14 @@ def _decode(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "heads_a_program"])
 def _encode(
-    rows_ptr: Any,
-    rows_token_stride: Any,
-    rows_head_stride: Any,
-    page_ids_ptr: Any,
-    pages_ptr: Any,
-    num_tokens: Any,
-    num_heads: Any,
-    heads_a_program: Any,
+    rows_ptr: tl.tensor,
+    rows_token_stride: tl.tensor,
+    rows_head_stride: tl.tensor,
+    page_ids_ptr: tl.tensor,
+    pages_ptr: tl.tensor,
+    num_tokens: tl.tensor,
+    num_heads: tl.tensor,
+    heads_a_program: tl.tensor,
     PAIRS: tl.constexpr,
     PADDED: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
