@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.gpu import Variant, has_triton, is_interpreted
 
 MODULES = (
+    "qvg_engine.kernels.codec.gpu",
     "qvg_engine.kernels.rope.gpu",
     "qvg_engine.kernels.paged_attention.gpu",
 )
@@ -91,9 +92,9 @@ def compile_offline(variant: Variant, capability: int) -> Resources:
     """
     _check_compiler()
     assert capability >= variant.least_capability, (variant.name, capability)
-    import triton  # type: ignore[import-untyped]
-    from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
-    from triton.compiler import ASTSource  # type: ignore[import-untyped]
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
     names = variant.kernel.arg_names
     assert set(variant.signature) == set(names), set(variant.signature) ^ set(names)
@@ -170,15 +171,23 @@ def _longest_loop(code: Sequence[tuple[int, str, str]]) -> int:
     return longest
 
 
-def compile_all(names: Iterable[str], capabilities: Sequence[int], *, jobs: int) -> list[Compiled]:
-    """Compile the named variants for all architectures that they are offered on."""
+def work_list(
+    names: Sequence[str], capabilities: Sequence[int], *, spread: bool = False
+) -> list[tuple[str, int]]:
+    """The variants with the architectures to compile them for: all that they are offered on.
+
+    spread: one each instead, in turn, so that each architecture gets its share of the variants.
+    """
     variants = all_variants()
-    work = [
-        (name, capability)
-        for name in names
-        for capability in capabilities
-        if capability >= variants[name].least_capability
-    ]
+    work: list[tuple[str, int]] = []
+    for index, name in enumerate(sorted(names)):
+        offered = [c for c in sorted(capabilities) if c >= variants[name].least_capability]
+        work += [(name, c) for c in ([offered[index % len(offered)]] if spread else offered)]
+    return work
+
+
+def compile_all(work: Sequence[tuple[str, int]], *, jobs: int) -> list[Compiled]:
+    """Compile the named variants for the architectures beside their names."""
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         return list(pool.map(_compile_one, *zip(*work, strict=True))) if work else []
 
@@ -193,18 +202,23 @@ def _compile_one(name: str, capability: int) -> Compiled:
 
 
 def store_figures(results: Sequence[Compiled], path: Path) -> None:
-    """Write registers and loop lengths as those of this version of Triton; others stay."""
+    """Write registers and loop lengths as those of this version of Triton.
+
+    What was stored of other versions, variants and architectures stays; variants that there are no
+    more are left out.
+    """
     import triton
 
     stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    figures: dict[str, dict[str, Mapping[str, int]]] = {}
+    figures: dict[str, dict[str, dict[str, int]]] = stored.setdefault(triton.__version__, {})
     for result in results:
         assert result.resources is not None, result
         figures.setdefault(result.variant, {})[f"sm_{result.capability}"] = {
             "registers": result.resources.registers,
             "loop": result.resources.loop_instructions,
         }
-    stored[triton.__version__] = figures
+    known = all_variants()
+    stored[triton.__version__] = {name: figures[name] for name in figures if name in known}
     path.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
 
@@ -230,24 +244,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--capability", type=int, nargs="+", default=[90], choices=CAPABILITIES, metavar="N"
     )
+    parser.add_argument(
+        "--spread", action="store_true", help="each variant for one of them only, in turn"
+    )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--store", type=Path, metavar="FILE", help="write what tests compare with")
     options = parser.parse_args(arguments)
     try:
-        names = [
-            name
-            for name in all_variants()
-            if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
-        ]
+        variants = all_variants()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results = compile_all(names, options.capability, jobs=options.jobs)
+    names = [
+        name for name in variants if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
+    ]
+    work = work_list(names, options.capability, spread=options.spread)
+    results = compile_all(work, jobs=options.jobs)
     _print_table(results)
     if options.json:
-        options.json.write_bytes(msgspec.json.encode(results))
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     failed = any(result.error for result in results)
     if options.store and not failed:
         store_figures(results, options.store)

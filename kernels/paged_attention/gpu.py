@@ -5,8 +5,8 @@ how a program moves rows.
 """
 
 import numpy as np
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 

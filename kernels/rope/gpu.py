@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
