@@ -36,7 +36,7 @@ from qvg_engine.kernels.rope import reference as rope_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEADS = 2
-TOKENS = 140
+TOKENS = 100
 PLANNED = {
     "k-means": "qvg_engine.kernels.kmeans.gpu",
     "storing coded rows": "qvg_engine.kernels.codec.gpu_store",
@@ -158,12 +158,12 @@ def _encode_span(setup: Setup, name: str) -> Row:
     spec = codec_of(name, setup.head_dim)
     assert spec is not None
     rows = torch.randn(TOKENS, HEADS, setup.head_dim)
-    page_ids, lost = np.arange(3), []
+    page_ids, lost = np.arange(-(-TOKENS // PAGE_SIZE)), []
     codebook: Tensor | None = None
     for device in (torch.device("cpu"), setup.device):
         pages = allocate_pages(
             spec,
-            num_pages=3,
+            num_pages=len(page_ids),
             num_heads=HEADS,
             page_size=PAGE_SIZE,
             head_dim=setup.head_dim,
@@ -177,7 +177,8 @@ def _encode_span(setup: Setup, name: str) -> Row:
         pages.codebooks.counts[:] = counts
         encode_span(pages, page_ids, rows.to(device), slot=0)
         out = torch.empty(HEADS, TOKENS, setup.head_dim, device=device)
-        runs = PageRuns(page_ids, page_ids * 0, page_ids * 0, np.array([64, 64, TOKENS - 128]))
+        end = np.minimum(PAGE_SIZE, TOKENS - page_ids * PAGE_SIZE)
+        runs = PageRuns(page_ids, page_ids * 0, page_ids * 0, end)
         codec_reference.decode(pages, runs, out, start=0, rope=None)
         error = out.cpu().transpose(0, 1) - rows
         lost.append(((error**2).sum() / (rows**2).sum()).item())
@@ -207,7 +208,7 @@ def _attention(setup: Setup, strategy: Strategy, name: str, dtype: torch.dtype) 
     heads, head_dim = setup.heads[0], setup.head_dim
     layer = make_layer(name, TOKENS, num_heads=heads, head_dim=head_dim, device=setup.device)
     workspace = Workspace(
-        num_heads=heads, head_dim=head_dim, max_tokens=100, device=setup.device, dtype=dtype
+        num_heads=heads, head_dim=head_dim, max_tokens=70, device=setup.device, dtype=dtype
     )
     queries = torch.randn(40, heads, head_dim, device=setup.device)
     outputs = [

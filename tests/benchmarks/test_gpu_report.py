@@ -47,7 +47,7 @@ def run_report(
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("report")
-    measured, _ = run_report(folder, "--dry-run")
+    measured, _ = run_report(folder, "--dry-run", "--minutes", "60")
     return measured, (folder / "gpu_report.md").read_text()
 
 
