@@ -91,7 +91,7 @@ def compile_offline(variant: Variant, capability: int) -> Resources:
     of Triton's own if it cannot compile the kernel.
     """
     _check_compiler()
-    assert capability >= variant.least_capability, (variant.name, capability)
+    assert variant.is_offered_on(capability), (variant.name, capability)
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -105,7 +105,11 @@ def compile_offline(variant: Variant, capability: int) -> Resources:
         constexprs=dict(variant.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": variant.fp_fusion,
+    }
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage, listing = _disassemble(compiled.asm["cubin"])
     return _read_resources(usage, listing, shared_bytes=compiled.metadata.shared)
@@ -172,18 +176,23 @@ def _longest_loop(code: Sequence[tuple[int, str, str]]) -> int:
 
 
 def work_list(
-    names: Sequence[str], capabilities: Sequence[int], *, spread: bool = False
+    names: Sequence[str], capabilities: Sequence[int], *, sample: bool = False
 ) -> list[tuple[str, int]]:
     """The variants with the architectures to compile them for: all that they are offered on.
 
-    spread: one each instead, in turn, so that each architecture gets its share of the variants.
+    sample: only one variant of each kernel for an architecture, another one for each.
     """
     variants = all_variants()
-    work: list[tuple[str, int]] = []
-    for index, name in enumerate(sorted(names)):
-        offered = [c for c in sorted(capabilities) if c >= variants[name].least_capability]
-        work += [(name, c) for c in ([offered[index % len(offered)]] if spread else offered)]
-    return work
+    offered = [(n, c) for c in capabilities for n in sorted(names) if variants[n].is_offered_on(c)]
+    if not sample:
+        return offered
+    kernels: dict[tuple[int, int], list[str]] = {}
+    for name, capability in offered:
+        kernels.setdefault((id(variants[name].kernel), capability), []).append(name)
+    return [
+        (choices[CAPABILITIES.index(capability) % len(choices)], capability)
+        for (_, capability), choices in kernels.items()
+    ]
 
 
 def compile_all(work: Sequence[tuple[str, int]], *, jobs: int) -> list[Compiled]:
@@ -245,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--capability", type=int, nargs="+", default=[90], choices=CAPABILITIES, metavar="N"
     )
     parser.add_argument(
-        "--spread", action="store_true", help="each variant for one of them only, in turn"
+        "--sample", action="store_true", help="only one variant of each kernel for each of them"
     )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
@@ -260,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [
         name for name in variants if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)
     ]
-    work = work_list(names, options.capability, spread=options.spread)
+    work = work_list(names, options.capability, sample=options.sample)
     results = compile_all(work, jobs=options.jobs)
     _print_table(results)
     if options.json:

@@ -1,7 +1,8 @@
 """What the Triton kernels take on GPUs that are not there.
 
-Every variant is compiled for one of the architectures, all together for all of them; with
-QVG_ALL_KERNELS=1 each for every one, which takes minutes. Figures to compare with are written by
+One variant of every kernel is compiled for each architecture, another one for each; with
+QVG_ALL_KERNELS=1 all are for all of them, which takes minutes. Figures to compare with are
+written by
 
     python -m qvg_engine.kernels.offline --capability 80 89 90 100 120 \
         --store tests/data/kernel_resources.json
@@ -23,6 +24,7 @@ import triton
 
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels import offline
+from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.offline import CAPABILITIES, SHARED_BYTES, Compiled
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "kernel_resources.json"
@@ -40,16 +42,32 @@ def run_program(*arguments: str, interpreted: bool = False) -> subprocess.Comple
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
     path = tmp_path_factory.mktemp("offline") / "figures.json"
-    spread = () if COMPILES_ALL else ("--spread",)
+    sample = () if COMPILES_ALL else ("--sample",)
     capabilities = map(str, CAPABILITIES)
-    done = run_program("--capability", *capabilities, *spread, "--jobs", "2", "--json", str(path))
+    done = run_program("--capability", *capabilities, *sample, "--jobs", "2", "--json", str(path))
     assert path.exists(), done.stderr
     return msgspec.json.decode(path.read_bytes(), type=list[Compiled])
 
 
 def test_every_architecture_gets_its_share(compiled: list[Compiled]) -> None:
     counts = [sum(item.capability == wanted for item in compiled) for wanted in CAPABILITIES]
-    assert min(counts) >= len(compiled) // len(CAPABILITIES) // 2 > 0, counts
+    assert min(counts) >= len(offline.MODULES), counts
+
+
+def test_a_sample_has_every_kernel_on_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = {
+        **{f"a{n}": Variant(name=f"a{n}", kernel="a", signature={}) for n in range(3)},
+        "b": Variant(name="b", kernel="b", signature={}, least_capability=89),
+        "c": Variant(name="c", kernel="c", signature={}, architectures=(80, 120)),
+    }
+    monkeypatch.setattr(offline, "all_variants", lambda: variants)
+    everything = offline.work_list(list(variants), CAPABILITIES)
+    assert len(everything) == 3 * 5 + 4 + 2
+    sample = offline.work_list(list(variants), CAPABILITIES, sample=True)
+    assert set(sample) <= set(everything)
+    kernels = sorted((variants[name].kernel, capability) for name, capability in sample)
+    assert kernels == sorted({(variants[n].kernel, c) for n, c in everything})
+    assert {name for name, _ in sample} == set(variants)
 
 
 def test_all_variants_compile(compiled: list[Compiled]) -> None:
