@@ -9,6 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+# Whether a multiplication and an addition become one: the default changes with Triton 3.10, and
+# with it every last bit. Read when a kernel is compiled.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 
 @functools.cache
 def has_triton() -> bool:
@@ -41,6 +45,7 @@ class Variant:
     constants: the values of those.
     aligned: arguments that are divisible by 16, as pointers to tensors and most strides are.
     num_warps, num_stages: as in a launch.
+    fp_fusion: whether products may be added without being rounded, `enable_fp_fusion` of a launch.
     least_capability: the oldest architecture it is offered on, such as 89 for one that needs E4M3.
     architectures: the only ones it is launched on, such as (80, 89); all if None.
     """
@@ -52,6 +57,7 @@ class Variant:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 1
+    fp_fusion: bool = True
     least_capability: int = 80
     architectures: tuple[int, ...] | None = None
 

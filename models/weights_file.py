@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+_BROKEN = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+)
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
@@ -28,19 +36,15 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a weights file: give one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
+            # Networks that are not loaded from such a file do without the package.
+            from safetensors.torch import load_file
+
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        KeyError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        if not isinstance(error, _BROKEN) and type(error).__name__ != "SafetensorError":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} is corrupt or truncated ({type(error).__name__}: {reason}): "

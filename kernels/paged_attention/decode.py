@@ -7,7 +7,7 @@ from torch import Tensor
 from qvg_engine.kernels import codec
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.page_runs import PageRuns, check_decode
-from qvg_engine.kernels.paged_attention import cpu, reference
+from qvg_engine.kernels.paged_attention.backends import kernels_for
 from qvg_engine.kernels.paged_attention.pages import Pages
 from qvg_engine.kernels.rope import RopeGrid
 
@@ -26,8 +26,7 @@ def decode(pages: Pages, runs: PageRuns, out: Tensor, *, start: int, rope: RopeG
         codec.decode(pages, runs, out, start=start, rope=rope)
         return
     check_decode(pages, runs, out, start)
-    kernel = cpu.decode if cpu.supports(pages.data, out) else reference.decode
-    kernel(pages, runs, out, start=start, rope=rope)
+    kernels_for(pages.data, out).decode(pages, runs, out, start=start, rope=rope)
 
 
 def place(
@@ -54,5 +53,4 @@ def place(
         assert positions is not None
         assert positions.shape == rows.shape[:1], (positions.shape, rows.shape)
         assert positions.min(initial=0) >= 0, positions.min()
-    kernel = cpu.place if cpu.supports(rows, out) else reference.place
-    kernel(rows, positions, out, start=start, rope=rope)
+    kernels_for(rows, out).place(rows, positions, out, start=start, rope=rope)

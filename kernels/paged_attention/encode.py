@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.paged_attention import cpu, reference
+from qvg_engine.kernels.paged_attention.backends import kernels_for
 from qvg_engine.kernels.paged_attention.pages import PlainPages
 
 
@@ -23,5 +23,4 @@ def encode(pages: PlainPages, page_ids: NDArray[np.integer], rows: Tensor) -> No
     assert rows.shape[0] <= len(page_ids) * pages.page_size, (rows.shape, page_ids)
     if len(page_ids):
         assert 0 <= page_ids.min() <= page_ids.max() < pages.num_pages, page_ids
-    kernel = cpu.encode if cpu.supports(pages.data, rows) else reference.encode
-    kernel(pages, page_ids, rows)
+    kernels_for(pages.data, rows).encode(pages, page_ids, rows)

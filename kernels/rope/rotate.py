@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels import gpu as triton_gpu
 from qvg_engine.kernels.rope import cpu, reference
 from qvg_engine.kernels.rope.grid import RopeGrid
 
@@ -15,4 +16,9 @@ def rotate(x: Tensor, grid: RopeGrid, positions: NDArray[np.int64]) -> Tensor:
     """
     if x.device.type == "cpu" and x.dtype in cpu.SUPPORTED_DTYPES:
         return cpu.rotate(x, grid, positions)
+    if triton_gpu.supports(x):
+        from qvg_engine.kernels.rope import gpu
+
+        if x.dtype in gpu.SUPPORTED_DTYPES:
+            return gpu.rotate(x, grid, positions)
     return reference.rotate(x, *grid.rows(positions))

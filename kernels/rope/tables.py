@@ -78,6 +78,8 @@ class RopeTables:
     def _build(self, num_pairs: int, length: int) -> Tensor:
         exponents = torch.arange(num_pairs, dtype=torch.float64) / max(num_pairs, 1)
         angles = torch.outer(torch.arange(length, dtype=torch.float64), self.base**-exponents)
-        return torch.stack((angles.cos(), angles.sin()), dim=1).to(
-            device=self.device, dtype=self.dtype
-        )
+        table = torch.stack((angles.cos(), angles.sin()), dim=1).to(self.dtype)
+        if self.device.type == "cuda":
+            # The host does not wait for a copy from pinned memory.
+            table = table.pin_memory()
+        return table.to(self.device, non_blocking=True)

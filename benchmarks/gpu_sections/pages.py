@@ -1,0 +1,95 @@
+"""Pages of random contents, made on the device: what they hold does not matter to the time."""
+
+import numpy as np
+import torch
+
+from benchmarks.gpu_sections.setup import PAGE_SIZE
+from qvg_engine.block_manager.format import get_format
+from qvg_engine.kernels.codec import (
+    CodecSpec,
+    allocate_pages,
+    consecutive_slots,
+    half_split_groups,
+)
+from qvg_engine.kernels.codec.e4m3 import to_e4m3
+from qvg_engine.kernels.codec.packing import pack
+from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.paged_attention import LayerPages, Pages, PlainPages
+
+
+def make_layer(
+    format_name: str, num_tokens: int, *, num_heads: int, head_dim: int, device: torch.device
+) -> LayerPages:
+    """K and V of one layer in pages for so many tokens, with one codebook."""
+    return LayerPages(
+        keys=make_pages(format_name, num_tokens, num_heads, head_dim, device, is_key=True),
+        values=make_pages(format_name, num_tokens, num_heads, head_dim, device, is_key=False),
+    )
+
+
+def make_pages(
+    format_name: str,
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    device: torch.device,
+    *,
+    is_key: bool,
+) -> Pages:
+    """K or V of one layer: numbers around 0 of a magnitude of about 1."""
+    num_pages = -(-num_tokens // PAGE_SIZE)
+    spec = get_format(format_name).codec
+    if spec is None:
+        shape = (num_pages, num_heads, PAGE_SIZE, head_dim)
+        return PlainPages(torch.randn(shape, device=device, dtype=torch.bfloat16))
+    spec = spec.for_head_dim(head_dim)
+    pages = allocate_pages(
+        spec,
+        num_pages=num_pages,
+        num_heads=num_heads,
+        page_size=PAGE_SIZE,
+        head_dim=head_dim,
+        row_table=consecutive_slots(spec, 1),
+        device=device,
+        channel_groups=half_split_groups(head_dim, spec.group) if is_key else None,
+    )
+    if spec.trellis or len(spec.levels) == 1 << spec.bits:
+        pages.codes.random_(256)
+    else:
+        shape = (*pages.codes.shape[:3], head_dim)
+        codes = torch.randint(len(spec.levels), shape, device=device, dtype=torch.uint8)
+        pages.codes.copy_(pack(codes, spec.bits))
+    pages.ids.random_(spec.centroids)
+    # Scales between 2**-5 and 2.
+    pages.scales.copy_(torch.randint(0x10, 0x40, pages.scales.shape, device=device))
+    rows = torch.randn(pages.codebooks.rows.shape, device=device)
+    if spec.channel_widths:
+        rows[0] = rows[0].abs().clamp(0.5, 2)
+    stored = to_e4m3(rows) if pages.codebooks.rows.dtype == torch.uint8 else rows
+    pages.codebooks.rows.copy_(stored)
+    pages.codebooks.counts[:] = spec.centroids
+    pages.slot_of_page[:] = 0
+    return pages
+
+
+def make_runs(num_tokens: int) -> PageRuns:
+    """All tokens in order, in shuffled pages."""
+    num_pages = -(-num_tokens // PAGE_SIZE)
+    first = np.arange(num_pages) * PAGE_SIZE
+    return PageRuns(
+        np.random.default_rng(0).permutation(num_pages).astype(np.int64),
+        first,
+        np.zeros(num_pages, np.int64),
+        np.minimum(PAGE_SIZE, num_tokens - first),
+    )
+
+
+def row_bytes(format_name: str, head_dim: int) -> int:
+    """Bytes of one row in pages, without codebooks."""
+    return get_format(format_name).row_bytes(head_dim, compute_itemsize=2)
+
+
+def codec_of(format_name: str, head_dim: int) -> CodecSpec | None:
+    """How a format codes rows of this length; None if it does not."""
+    spec = get_format(format_name).codec
+    return None if spec is None else spec.for_head_dim(head_dim)

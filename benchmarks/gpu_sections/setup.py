@@ -1,0 +1,85 @@
+"""The device and the sizes that a report measures with."""
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.gpu_sections.timing import FEWEST_RUNS
+from qvg_engine.models.wan.config import WanConfig
+
+PAGE_SIZE = 64
+FORMATS = ("bf16", "qvg", "qvg-pro", "q2", "q1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all sections share.
+
+    queries, cached, heads: the sizes of attention; head_dim: of all kernels.
+    frame: rows and columns of a latent frame in tokens; chunk: tokens of a chunk, of three frames.
+    workspace_tokens: what an engine decodes at once without a window.
+    wan: the network of the steps; window_frames: latent frames that its passes see.
+    copy_bytes, product_size: what bandwidth and arithmetic are measured with.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    fewest_runs: int
+    queries: tuple[int, ...]
+    cached: tuple[int, ...]
+    heads: tuple[int, ...]
+    head_dim: int
+    frame: tuple[int, int]
+    chunk: int
+    workspace_tokens: int
+    streams: tuple[int, ...]
+    wan: WanConfig
+    window_frames: int
+    text_rows: int
+    copy_bytes: int
+    product_size: int
+
+
+def gpu_setup() -> Setup:
+    """Wan 1.3B at 832x480, on the current CUDA device."""
+    return Setup(
+        device=torch.device("cuda", torch.cuda.current_device()),
+        dtype=torch.bfloat16,
+        fewest_runs=FEWEST_RUNS,
+        queries=(16, 64, 256, 1560, 4680),
+        cached=(32 * 1024, 128 * 1024, 512 * 1024),
+        heads=(12, 32),
+        head_dim=128,
+        frame=(30, 52),
+        chunk=4680,
+        workspace_tokens=32 * 1024,
+        streams=(1, 4, 16),
+        wan=WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+        # 21 frames of 1,560 tokens: 32,760.
+        window_frames=21,
+        text_rows=512,
+        copy_bytes=1 << 30,
+        product_size=8192,
+    )
+
+
+def dry_setup() -> Setup:
+    """The same on a CPU, with sizes for Triton's interpreter."""
+    return Setup(
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        fewest_runs=2,
+        queries=(5,),
+        cached=(70, 130),
+        heads=(2,),
+        head_dim=64,
+        frame=(2, 4),
+        chunk=24,
+        workspace_tokens=100,
+        streams=(1, 2),
+        wan=WanConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=2, text_dim=8, freq_dim=16),
+        window_frames=9,
+        text_rows=6,
+        copy_bytes=1 << 16,
+        product_size=64,
+    )
