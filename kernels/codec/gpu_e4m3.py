@@ -1,7 +1,7 @@
 """E4M3 in Triton by integer arithmetic: sm_80 has no such type, the interpreter no such cast."""
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 
 @triton.jit

@@ -9,8 +9,8 @@ import math
 from typing import Any, Final, NamedTuple
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from qvg_engine.kernels import gpu

@@ -10,8 +10,8 @@ added to the others in fp32.
 import math
 from typing import Any, Final
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from qvg_engine.kernels import gpu

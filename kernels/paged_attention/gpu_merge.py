@@ -8,8 +8,8 @@ import functools
 from typing import Any, Final
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from qvg_engine.kernels.gpu import Variant

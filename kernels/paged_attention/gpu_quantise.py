@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from qvg_engine.kernels.codec.gpu_e4m3 import narrow_e4m3

@@ -10,9 +10,9 @@ _PACKAGES = (
     ("torch", "torch", "the network; nothing runs without it"),
     ("numba", "numba", "compiled loops on the CPU; nothing runs without it"),
     ("av", "av", "PyAV, writes and reads MP4 files; nothing is written without it"),
-    ("triton", "triton", "Triton kernels on GPUs; this version has none yet"),
-    ("xformers", "xformers", "another attention on GPUs; this version does not use it yet"),
-    ("flash-attn", "flash_attn", "another attention on GPUs; this version does not use it yet"),
+    ("triton", "triton", "the kernels on GPUs; without it they are plain torch, and slow"),
+    ("xformers", "xformers", "another dense attention on GPUs"),
+    ("flash-attn", "flash_attn", "another dense attention on GPUs"),
 )
 
 

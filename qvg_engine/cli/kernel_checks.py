@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qvg_engine.backend_check import check_backend
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.format import FORMATS, CacheGeometry, LayerFormats, get_format
@@ -14,6 +15,7 @@ from qvg_engine.kernels.paged_attention import (
     PagedSegment,
     PageRuns,
     RopeTransform,
+    Strategy,
     Workspace,
     paged_attention,
 )
@@ -40,24 +42,33 @@ class KernelCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_kernels() -> list[KernelCheck]:
     """Try every kernel on the CPU and, if there is one, on the GPU."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return [_check(device, format_name) for device in devices for format_name in FORMATS]
+    ways: list[tuple[str, Strategy]] = [("cpu", "workspace")]
+    if torch.cuda.is_available():
+        ways += [("cuda", "workspace"), ("cuda", "fused")]
+    return [
+        _check(device, format_name, strategy)
+        for device, strategy in ways
+        for format_name in FORMATS
+        if strategy != "fused" or get_format(format_name).codec is not None
+    ]
 
 
-def _check(device: str, format_name: str) -> KernelCheck:
+def _check(device: str, format_name: str, strategy: Strategy) -> KernelCheck:
     error = None
     try:
-        distance = _distance_from_reference(device, format_name)
+        distance = _distance_from_reference(device, format_name, strategy)
         if not distance <= _TOLERANCE:
             error = f"it differs from plain torch by {distance:.1e}"
     except Exception as failure:  # A kernel that cannot be compiled may raise anything.
         error = " ".join(f"{type(failure).__name__}: {failure}".split())
     return KernelCheck(
-        name=f"attention over {format_name} pages, with rotation", device=device, error=error
+        name=f"{strategy} attention over {format_name} pages, with rotation",
+        device=device,
+        error=error,
     )
 
 
-def _distance_from_reference(device: str, format_name: str) -> float:
+def _distance_from_reference(device: str, format_name: str, strategy: Strategy) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -65,6 +76,7 @@ def _distance_from_reference(device: str, format_name: str) -> float:
 
     shape = (_NUM_PAGES * _PAGE_SIZE, _NUM_HEADS, _HEAD_DIM)
     pages = _make_pages(device, format_name, keys=draw(*shape), values=draw(*shape))
+    check_backend(strategy, [pages], device=torch.device(device))
     queries = draw(_NUM_QUERIES, _NUM_HEADS, _HEAD_DIM)
     grid = RopeGrid(RopeTables(head_dim=_HEAD_DIM, device=device), height=8, width=8)
     # The pages out of order, the second one part full.
@@ -82,6 +94,7 @@ def _distance_from_reference(device: str, format_name: str) -> float:
         device=device,
         dtype=torch.float32,
     )
+    ways: tuple[Strategy, Strategy] = (strategy, "reference")
     ours, reference = (
         paged_attention(
             queries,
@@ -89,9 +102,9 @@ def _distance_from_reference(device: str, format_name: str) -> float:
             workspace=workspace,
             transform=RopeTransform(grid),
             query_positions=np.arange(_NUM_QUERIES) + num_tokens,
-            strategy=strategy,
+            strategy=way,
         )
-        for strategy in ("workspace", "reference")
+        for way in ways
     )
     return float((ours - reference).abs().max())
 
