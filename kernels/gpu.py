@@ -41,6 +41,7 @@ class Variant:
     constants: the values of those.
     aligned: arguments that are divisible by 16, as pointers to tensors and most strides are.
     num_warps, num_stages: as in a launch.
+    fp_fusion: whether products may be added without being rounded, `enable_fp_fusion` of a launch.
     least_capability: the oldest architecture it is offered on, such as 89 for one that needs E4M3.
     """
 
@@ -51,4 +52,5 @@ class Variant:
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 1
+    fp_fusion: bool = True
     least_capability: int = 80
