@@ -55,3 +55,10 @@ def unit_of(largest: tl.tensor) -> tl.tensor:
     exponent = largest.to(tl.int32, bitcast=True) >> 23
     bits = (254 - tl.minimum(tl.maximum(exponent, 1), 253)) << 23
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_of(unit: tl.tensor) -> tl.tensor:
+    """1 / unit of a power of two of `unit_of`, fp64."""
+    bits = (254 << 23) - unit.to(tl.int32, bitcast=True)
+    return bits.to(tl.float32, bitcast=True).to(tl.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qvg_engine.kernels.codec import gpu_trellis_store as trellis_store
 from qvg_engine.kernels.codec.gpu_rows import read
-from qvg_engine.kernels.codec.gpu_scales import as_stored, narrow, unit_of
+from qvg_engine.kernels.codec.gpu_scales import as_stored, inverse_of, narrow, unit_of
 from qvg_engine.kernels.codec.pages import (
     CodedPages,
     allocate_pages,
@@ -81,7 +81,7 @@ def _search(
             along = tl.where(is_channel, level * width, 0.0)
             product = tl.sum(x * unit * along, axis=2)
             square = tl.sum(along * along, axis=2)
-            fitted = product.to(tl.float64) / square.to(tl.float64) / unit.to(tl.float64)
+            fitted = product.to(tl.float64) / square.to(tl.float64) * inverse_of(unit)
             wanted = tl.where((product > 0) & (square > 0), fitted, best.to(tl.float64))
         else:
             usual = tl.where(tl.zeros_like(best) + trial < SPREADS, spread, peak)
@@ -162,7 +162,7 @@ def _store(
         weight = tl.sum(tl.where(is_channel, width * width, 0.0), axis=2).to(tl.float64)
         # Groups that do not exist have no weight.
         weight = tl.where((group < GROUPS)[None, :], weight, 1.0)
-        spread = tl.sqrt(energy / weight) / unit.to(tl.float64) * NORMAL_SCALE
+        spread = tl.sqrt(energy / weight) * inverse_of(unit) * NORMAL_SCALE
         scale = as_stored(spread.to(tl.float32), scales)
         if RULE == 2:
             scale = _search(
@@ -217,8 +217,8 @@ def _store(
         number = tl.load(ids + source, mask=is_token, other=0)
         target = ((page * num_heads + head) * STAGES + stage) * PAGE + token % PAGE
         tl.store(stored_ids + target, number, mask=is_token)
-    scale_back = unit.to(tl.float64)
-    tl.store(errors + block * num_heads + head, error / scale_back / scale_back)
+    scale_back = inverse_of(unit)
+    tl.store(errors + block * num_heads + head, error * scale_back * scale_back)
 
 
 class _Tables(NamedTuple):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from qvg_engine.kernels.codec.gpu_rows import read
-from qvg_engine.kernels.codec.gpu_scales import as_stored, narrow, unit_of
+from qvg_engine.kernels.codec.gpu_scales import as_stored, inverse_of, narrow, unit_of
 
 TOKENS = 128
 WARPS = 4
@@ -64,7 +64,7 @@ def _fill_candidates(
     lane = tl.arange(0, TOKENS)
     for group in range(GROUPS):
         energy, largest = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
-        weight = 0.0
+        weight = tl.zeros([TOKENS], tl.float32)
         for i in range(GROUP):
             channel = tl.load(group_channels + group * GROUP + i)
             x, width = tl.load(columns + channel * TOKENS + lane), tl.load(widths + channel)
@@ -73,7 +73,7 @@ def _fill_candidates(
             largest = tl.maximum(largest, tl.div_rn(tl.abs(x), width))
         # From here on as the reference does, in fp64.
         peak = tl.div_rn(largest, tl.zeros_like(largest) + top).to(tl.float64)
-        spread = tl.sqrt(energy.to(tl.float64) / weight.to(tl.float64)) / unit.to(tl.float64)
+        spread = tl.sqrt(energy.to(tl.float64) / weight.to(tl.float64)) * inverse_of(unit)
         spread = spread * NORMAL_SCALE
         at = values + group * TOKENS + lane
         if RULE == 0:
@@ -250,8 +250,7 @@ def _measure(
                 square += along * along
         total += error
         if FITS:
-            fitted = product.to(tl.float64) / square.to(tl.float64) / unit.to(tl.float64)
-            fitted = as_stored(fitted.to(tl.float32), scales)
+            fitted = as_stored(product / square * inverse_of(unit).to(tl.float32), scales)
             fitted = tl.where((product > 0) & (square > 0), fitted, scale)
             is_better = is_first | ((error < tl.load(least_errors + at)) & is_not_last)
             tl.store(least_errors + at, error, mask=is_better)
@@ -334,6 +333,11 @@ def store_trellis(
     token_row = head.to(tl.int64) * num_tokens + token
     page = tl.load(page_ids + token // PAGE, mask=is_token, other=0)
     row = (page * num_heads + head) * PAGE + token % PAGE
+    for stage in tl.static_range(STAGES):
+        source = (head.to(tl.int64) * STAGES + stage) * num_tokens + token
+        number = tl.load(ids + source, mask=is_token, other=0)
+        target = ((page * num_heads + head) * STAGES + stage) * PAGE + token % PAGE
+        tl.store(stored_ids + target, number, mask=is_token)
 
     channel = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
     width = tl.full([triton.next_power_of_2(HEAD_DIM)], 1.0, tl.float32)
@@ -390,14 +394,9 @@ def store_trellis(
         best = tl.where(is_better, total, best)
         if tl.max(is_better.to(tl.int32), axis=0) > 0:
             _write_rows(trail, tried, codes, scales, row, is_better, BITS, size, GROUPS, TOKENS)
-    for stage in tl.static_range(STAGES):
-        source = (head.to(tl.int64) * STAGES + stage) * num_tokens + token
-        number = tl.load(ids + source, mask=is_token, other=0)
-        target = ((page * num_heads + head) * STAGES + stage) * PAGE + token % PAGE
-        tl.store(stored_ids + target, number, mask=is_token)
     error = tl.sum(tl.where(is_token, best, 0.0), axis=0).to(tl.float64)
-    scale_back = unit.to(tl.float64)
-    tl.store(errors + block * num_heads + head, error / scale_back / scale_back)
+    scale_back = inverse_of(unit)
+    tl.store(errors + block * num_heads + head, error * scale_back * scale_back)
 
 
 def scratch_numbers(head_dim: int, groups: int) -> int:

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvg_engine.kernels.codec import CodecSpec, CodedPages, half_split_groups, reference
+from qvg_engine.kernels.codec import (
+    CodecSpec,
+    CodedPages,
+    encode_span,
+    fit_codebook,
+    half_split_groups,
+    reference,
+)
 from qvg_engine.kernels.codec.e4m3 import from_e4m3, to_e4m3
 from qvg_engine.kernels.codec.refinement import REFINEMENT
 from qvg_engine.kernels.codec.residual import subtract
@@ -89,7 +96,7 @@ def test_pages_are_those_of_the_reference(
 ) -> None:
     torch.manual_seed(0)
     heads = 2 if name in ("q2", "qvg") else 1
-    check_store(make_pages, all_specs[name], torch.randn(heads, TOKENS, 32), is_key=name != "q1")
+    check_store(make_pages, all_specs[name], torch.randn(heads, TOKENS, 16), is_key=name != "q1")
 
 
 def test_a_refinement_is_that_of_the_reference(make_pages: MakePages) -> None:
@@ -126,7 +133,7 @@ def test_no_rows_are_no_energy(make_pages: MakePages, all_specs: dict[str, Codec
     assert energies.tolist() == [0, 0]
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _round(x: tl.tensor, codes: tl.tensor, back: tl.tensor, SIZE: tl.constexpr) -> None:
     at = tl.arange(0, SIZE)
     code = narrow_e4m3(tl.load(x + at))
@@ -159,8 +166,40 @@ def test_centroids_leave_what_they_leave_on_the_cpu(tokens: int, head_dim: int) 
     left, energy, counts = gpu_residual.subtract(*on_device)
     expected = subtract(points, centroids, ids)
     assert torch.equal(left.cpu(), expected.points.values)
-    np.testing.assert_allclose(energy.cpu().numpy(), expected.points.energy, rtol=1e-12)
-    assert np.array_equal(counts.cpu().numpy(), expected.counts)
+    np.testing.assert_allclose(energy.cpu().numpy(), expected.points.energy.numpy(), rtol=1e-12)
+    assert np.array_equal(counts.cpu().numpy(), expected.counts.numpy())
+
+
+def test_a_span_is_fitted_and_encoded_as_on_the_cpu(
+    make_pages: MakePages, all_specs: dict[str, CodecSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    rows = torch.randn(TOKENS, 1, 16)
+    found, expected = (
+        make_pages(all_specs["q1"].for_head_dim(16), num_heads=1, head_dim=16, books=0)
+        for _ in range(2)
+    )
+    figures = []
+    for pages in (expected, found):
+        if pages is found:
+            pages = to_device(pages)
+            if DEVICE == "cpu":
+                for module in ("codec.encode", "codec.residual", "kmeans.lloyd", "kmeans.seeding"):
+                    supports = f"qvg_engine.kernels.{module}.gpu_supports"
+                    monkeypatch.setattr(supports, lambda x: True)
+        on_device = rows.to(pages.device)
+        fit_codebook(
+            pages, on_device, slot=1, num_centroids=6, seed=3, warm_from=None, iterations=2
+        )
+        figures.append(encode_span(pages, PAGE_IDS, on_device, slot=1))
+        found = pages
+    assert torch.equal(found.codebooks.rows.cpu(), expected.codebooks.rows)
+    for name in ("codes", "scales", "ids"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
+    one, other = figures
+    assert np.array_equal(one.counts, other.counts)
+    for name in ("energy", "residual_energy", "error_energy"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-6)
 
 
 def test_the_host_does_not_wait(make_pages: MakePages, all_specs: dict[str, CodecSpec]) -> None:
