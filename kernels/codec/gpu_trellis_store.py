@@ -63,14 +63,18 @@ def _fill_candidates(
     """Write the first scales that are tried, as they are stored: fp32 [trials, GROUPS, TOKENS]."""
     lane = tl.arange(0, TOKENS)
     for group in range(GROUPS):
-        energy, largest = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
-        weight = tl.zeros([TOKENS], tl.float32)
+        # In two loops: a division keeps few numbers in registers.
+        largest = tl.zeros([TOKENS], tl.float32)
+        for i in range(GROUP):
+            channel = tl.load(group_channels + group * GROUP + i)
+            x, width = tl.load(columns + channel * TOKENS + lane), tl.load(widths + channel)
+            largest = tl.maximum(largest, tl.div_rn(tl.abs(x), width))
+        energy, weight = tl.zeros([TOKENS], tl.float32), tl.zeros([TOKENS], tl.float32)
         for i in range(GROUP):
             channel = tl.load(group_channels + group * GROUP + i)
             x, width = tl.load(columns + channel * TOKENS + lane), tl.load(widths + channel)
             weight += width * width
             energy += (x * unit) * (x * unit)
-            largest = tl.maximum(largest, tl.div_rn(tl.abs(x), width))
         # From here on as the reference does, in fp64.
         peak = tl.div_rn(largest, tl.zeros_like(largest) + top).to(tl.float64)
         spread = tl.sqrt(energy.to(tl.float64) / weight.to(tl.float64)) * inverse_of(unit)
