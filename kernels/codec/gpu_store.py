@@ -30,6 +30,7 @@ from qvg_engine.kernels.gpu import Variant
 
 _TOKENS = 32
 _WARPS = 4
+# What kernels call the scale rules.
 _RULES = {"absmax": 0, "spread": 1, "searched": 2}
 _PART = 32
 

@@ -16,9 +16,6 @@ from qvg_engine.kernels.codec.gpu_scales import as_stored, inverse_of, narrow, u
 
 TOKENS = 128
 WARPS = 4
-ABSMAX, SPREAD, SEARCHED = 0, 1, 2
-"""The scale rules of `CodecSpec`."""
-_PART = 32
 
 
 @triton.jit
@@ -128,15 +125,8 @@ def _find_paths(
     count: tl.constexpr = 2 ** (BITS - 1)
     infinite = tl.full([TOKENS], float("inf"), tl.float32)
     c0 = tl.zeros([TOKENS], tl.float32)
-    c1, c2, c3, c4, c5, c6, c7 = (
-        infinite,
-        infinite,
-        infinite,
-        infinite,
-        infinite,
-        infinite,
-        infinite,
-    )
+    c1, c2, c3 = infinite, infinite, infinite
+    c4, c5, c6, c7 = infinite, infinite, infinite, infinite
     for byte in range(SIZE):
         for plane in tl.static_range(8 // BITS):
             channel = plane * SIZE + byte
