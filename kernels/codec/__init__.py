@@ -7,7 +7,7 @@ codebook is worth fitting anew.
 """
 
 from qvg_engine.kernels.codec.decode import decode
-from qvg_engine.kernels.codec.encode import SpanFigures, encode_span
+from qvg_engine.kernels.codec.encode import PendingFigures, SpanFigures, begin_encode, encode_span
 from qvg_engine.kernels.codec.fit import fit_codebook
 from qvg_engine.kernels.codec.pages import (
     Codebooks,
@@ -26,9 +26,11 @@ __all__ = [
     "Codebooks",
     "CodecSpec",
     "CodedPages",
+    "PendingFigures",
     "Refinement",
     "SpanFigures",
     "allocate_pages",
+    "begin_encode",
     "consecutive_groups",
     "consecutive_slots",
     "decode",

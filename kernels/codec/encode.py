@@ -13,6 +13,8 @@ from qvg_engine.kernels.codec.decode import decode
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.refinement import NO_REFINEMENT
 from qvg_engine.kernels.codec.residual import Points, stage_centroids, subtract, to_points
+from qvg_engine.kernels.device_table import to_device
+from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.page_runs import PageRuns
 
 
@@ -31,6 +33,26 @@ class SpanFigures:
     counts: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class PendingFigures:
+    """`SpanFigures` that may still be computed: tensors where the pages are."""
+
+    energy: Tensor
+    residual_energy: Tensor
+    error_energy: Tensor
+    counts: Tensor
+
+    def fetch(self) -> SpanFigures:
+        """The figures; waits for the device."""
+        # One copy: 64 bits are 64 bits.
+        energies = torch.stack((self.energy, self.residual_energy, self.error_energy))
+        both = torch.cat((energies.flatten(), self.counts.flatten().view(torch.float64))).cpu()
+        size = energies.numel()
+        energy, residual_energy, error_energy = both[:size].view(energies.shape).numpy()
+        counts = both[size:].view(torch.int64).view(self.counts.shape).numpy()
+        return SpanFigures(energy, residual_energy, error_energy, counts)
+
+
 def encode_span(
     pages: CodedPages,
     page_ids: NDArray[np.integer],
@@ -40,6 +62,19 @@ def encode_span(
     name: str = "keys",
     refined: NDArray[np.int32] | None = None,
 ) -> SpanFigures:
+    """`begin_encode`, and then wait for the figures."""
+    return begin_encode(pages, page_ids, rows, slot=slot, name=name, refined=refined).fetch()
+
+
+def begin_encode(
+    pages: CodedPages,
+    page_ids: NDArray[np.integer],
+    rows: Tensor,
+    *,
+    slot: int,
+    name: str = "keys",
+    refined: NDArray[np.int32] | None = None,
+) -> PendingFigures:
     """Store rows in order into the pages `page_ids`, with the codebook in `slot`.
 
     Args:
@@ -55,7 +90,8 @@ def encode_span(
     keep what they held. A refinement page takes what the codes lose of its page's rows; which page
     it belongs to, `Refinement.page_of`, is not changed. All arithmetic is in fp32 and starts from
     the centroids as they are stored.
-    Raises `NonFiniteError` for NaN or infinity, before anything is written.
+    Raises `NonFiniteError` for NaN or infinity, before anything is written, but for what
+    `kmeans.finite.deferred_checks` says of GPUs. There the host does not wait within those.
     """
     _check(pages, page_ids, rows, slot)
     if refined is None:
@@ -67,7 +103,7 @@ def encode_span(
     pages.slot_of_page[used] = slot
     error_energy = _store(pages, used, left.values, ids, slot)
     _refine(pages, used, points.values, refined[: len(used)], slot)
-    return SpanFigures(
+    return PendingFigures(
         energy=points.energy,
         residual_energy=left.energy,
         error_energy=error_energy,
@@ -77,9 +113,15 @@ def encode_span(
 
 def _store(
     pages: CodedPages, page_ids: NDArray[np.int64], residual: Tensor, ids: Tensor, slot: int
-) -> NDArray[np.float64]:
+) -> Tensor:
+    """The squared errors fp64 [heads], where the pages are."""
+    if gpu_supports(pages.codes):
+        from qvg_engine.kernels.codec import gpu_store
+
+        return gpu_store.store(pages, page_ids, residual, ids, slot=slot)
     store = cpu_store.store if cpu.supports(pages.codes) else reference.store
-    return store(pages, page_ids, residual, ids, slot=slot)
+    errors = store(pages, page_ids, residual, ids, slot=slot)
+    return torch.from_numpy(errors).to(pages.device)
 
 
 def _refine(
@@ -102,15 +144,13 @@ def _refine(
     decode(pages.unrefined(), runs, decoded, start=0, rope=None)
     if len(chosen) < len(page_ids):
         tokens = np.concatenate([np.arange(*ends) for ends in zip(begin, end, strict=True)])
-        values = values[:, torch.from_numpy(tokens).to(values.device)]
+        values = values[:, to_device(tokens, values.device)]
     left = torch.sub(values, decoded, out=decoded)
     no_ids = pages.ids.new_empty((pages.num_heads, 0, runs.num_tokens))
     _store(pages.refinement_pages(), refined[chosen].astype(np.int64), left, no_ids, slot)
 
 
-def assign_stages(
-    pages: CodedPages, points: Points, slot: int
-) -> tuple[Tensor, Points, NDArray[np.int64]]:
+def assign_stages(pages: CodedPages, points: Points, slot: int) -> tuple[Tensor, Points, Tensor]:
     """Stage after stage, the nearest centroid of what the one before left.
 
     Returns the ids, uint8 [heads, stages, tokens]; what is left; and how many rows took each
@@ -119,7 +159,7 @@ def assign_stages(
     num_heads, num_tokens, _ = points.values.shape
     spec = pages.spec
     ids = points.values.new_empty((num_heads, spec.stages, num_tokens), dtype=torch.uint8)
-    counts = np.zeros((num_heads, spec.stages, spec.centroids), np.int64)
+    counts = points.energy.new_zeros((num_heads, spec.stages, spec.centroids), dtype=torch.int64)
     for stage in range(spec.stages if num_tokens else 0):
         centroids = stage_centroids(pages, slot, stage)
         ids[:, stage] = kmeans.assign(points.values, centroids, name="residuals").ids

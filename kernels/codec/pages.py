@@ -11,6 +11,7 @@ from torch import Tensor
 from qvg_engine.kernels.codec.e4m3 import SMALLEST_NORMAL, from_e4m3, to_e4m3
 from qvg_engine.kernels.codec.refinement import NO_REFINEMENT, Refinement, allocate_refinement
 from qvg_engine.kernels.codec.spec import CodecSpec
+from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.kmeans import MAX_CENTROIDS
 from qvg_engine.kernels.rope.layout import half_split_index
 
@@ -95,7 +96,7 @@ class Codebooks:
         first = self.has_widths + stage * count
         rows = self.row_table[slot, first : first + count]
         assert (rows != NO_ROW).all(), f"slot {slot} has no rows for {count} centroids"
-        return torch.from_numpy(rows.astype(np.int64)).to(self.rows.device)
+        return to_device(rows.astype(np.int64), self.rows.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numba import njit
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.arrays import page_arrays
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans.finite import require_finite
 from qvg_engine.kernels.rope.cpu import SUPPORTED_DTYPES, as_array, widen
 
@@ -22,38 +22,39 @@ class Points(NamedTuple):
     """Rows of a span, head by head.
 
     values: fp32 [heads, tokens, head_dim], contiguous.
-    energy: fp64 [heads], the sums of their squares, on the host.
+    energy: fp64 [heads], the sums of their squares, where the values are.
     """
 
     values: Tensor
-    energy: NDArray[np.float64]
+    energy: Tensor
 
 
 class Residual(NamedTuple):
     """What one centroid a row leaves.
 
     points: the rows minus their centroids.
-    counts: int64 [heads, centroids], rows of each centroid, on the host.
+    counts: int64 [heads, centroids], rows of each centroid, where the points are.
     """
 
     points: Points
-    counts: NDArray[np.int64]
+    counts: Tensor
 
 
 def to_points(rows: Tensor, name: str) -> Points:
     """Rows [tokens, heads, head_dim] of any floating dtype as new points.
 
-    Raises `NonFiniteError` that says `name` for NaN or infinity.
+    Raises `NonFiniteError` that says `name` for NaN or infinity; see `kmeans.finite` for how a GPU
+    does without the host's waiting.
     """
     shape = (rows.shape[1], rows.shape[0], rows.shape[2])
     values = torch.empty(shape, dtype=torch.float32, device=rows.device)
     if rows.device.type == "cpu" and rows.dtype in SUPPORTED_DTYPES:
-        energy = np.empty(shape[0], np.float64)
-        _load(as_array(rows), values.numpy(), energy)
+        energy = torch.empty(shape[0], dtype=torch.float64)
+        _load(as_array(rows), values.numpy(), energy.numpy())
     else:
         values.copy_(rows.transpose(0, 1))
         energy = _energy(values)
-    if not np.isfinite(energy).all():
+    if energy.device.type != "cpu" or not np.isfinite(energy.numpy()).all():
         require_finite(values, name)
     return Points(values, energy)
 
@@ -74,25 +75,28 @@ def subtract(points: Tensor, centroids: Tensor, ids: Tensor) -> Residual:
     `ids` uint8 [heads, tokens].
     """
     num_heads, num_centroids, _ = centroids.shape
+    if gpu_supports(points):
+        from qvg_engine.kernels.codec import gpu_residual
+
+        left, energy, taken = gpu_residual.subtract(points, centroids, ids)
+        return Residual(Points(left, energy), taken.long())
     if points.device.type == "cpu":
         left = torch.empty_like(points)
-        energy = np.empty(num_heads, np.float64)
-        counts = np.zeros((num_heads, num_centroids), np.int64)
-        _subtract(points.numpy(), centroids.numpy(), ids.numpy(), left.numpy(), energy, counts)
+        energy = torch.empty(num_heads, dtype=torch.float64)
+        counts = torch.zeros((num_heads, num_centroids), dtype=torch.int64)
+        arrays = (x.numpy() for x in (points, centroids, ids, left, energy, counts))
+        _subtract(*arrays)
         return Residual(Points(left, energy), counts)
     heads = torch.arange(num_heads, device=points.device)[:, None]
     left = points - centroids[heads, ids.long()]
     numbers = ids.long() + num_centroids * heads
     counted = numbers.flatten().bincount(minlength=num_heads * num_centroids)
-    return Residual(
-        Points(left, _energy(left)),
-        np.asarray(counted.view(num_heads, num_centroids).cpu().numpy()),
-    )
+    return Residual(Points(left, _energy(left)), counted.view(num_heads, num_centroids))
 
 
-def _energy(x: Tensor) -> NDArray[np.float64]:
+def _energy(x: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64)
-    return np.asarray(norms.square().cpu().numpy())
+    return norms.square()
 
 
 @njit(nogil=True, cache=True, fastmath=_ANY_ORDER)

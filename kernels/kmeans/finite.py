@@ -1,5 +1,13 @@
-"""Refusing NaN and infinity by name."""
+"""Refusing NaN and infinity by name.
 
+On a GPU the host would have to wait for the answer. Within `deferred_checks` it does not: the flags
+stay on the device until whoever began them asks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +34,65 @@ def _is_finite(x: Tensor) -> bool:
     return bool(torch.stack(torch.aminmax(x)).isfinite().all())
 
 
+@dataclass(slots=True)
+class DeferredChecks:
+    """Checks of tensors on a GPU whose answers were not asked for yet.
+
+    flags: bool [heads] each, on their devices, whether a head holds nothing but finite numbers.
+    names: what each was of.
+    """
+
+    flags: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def add(self, x: Tensor, name: str) -> None:
+        """Check x [heads, ...] without waiting."""
+        ends = torch.aminmax(x.flatten(1), dim=1)
+        self.flags.append(ends.min.isfinite() & ends.max.isfinite())
+        self.names.append(name)
+
+    def require(self) -> None:
+        """Raise `NonFiniteError` for the first that failed, and forget all; waits for the device.
+
+        What was computed from such numbers, pages and codebooks too, is not to be used.
+        """
+        names, flags = self.names, self.flags
+        self.names, self.flags = [], []
+        if not flags:
+            return
+        found = torch.cat(flags).cpu().split([len(of_heads) for of_heads in flags])
+        for name, is_finite in zip(names, found, strict=True):
+            bad = (~is_finite).nonzero()[:, 0].tolist()
+            if bad:
+                raise NonFiniteError(
+                    f"{name}: values are NaN or infinite in heads {', '.join(map(str, bad))}; "
+                    "only finite values can be clustered"
+                )
+
+
+_deferred: ContextVar[DeferredChecks | None] = ContextVar("deferred_checks", default=None)
+
+
+@contextmanager
+def deferred_checks() -> Iterator[DeferredChecks]:
+    """Within it, `require_finite` notes what tensors on a GPU hold instead of raising."""
+    checks = DeferredChecks()
+    token = _deferred.set(checks)
+    try:
+        yield checks
+    finally:
+        _deferred.reset(token)
+
+
 def require_finite(x: Tensor, name: str) -> None:
-    """Raise `NonFiniteError` if x [heads, ...] holds NaN or infinity; `name` says what x is."""
+    """Raise `NonFiniteError` if x [heads, ...] holds NaN or infinity; `name` says what x is.
+
+    Within `deferred_checks` a tensor on a GPU is only noted, and the host does not wait.
+    """
+    checks = _deferred.get()
+    if checks is not None and x.device.type != "cpu":
+        checks.add(x, name)
+        return
     if _is_finite(x):
         return
     bad = ~x.isfinite()

@@ -1,8 +1,11 @@
 """Assigning tokens to centroids and fitting the centroids, by the fastest kernel there is."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans import cpu, reference
 from qvg_engine.kernels.kmeans.clusters import Assignment, Clusters
 from qvg_engine.kernels.kmeans.finite import require_finite
@@ -25,8 +28,8 @@ def assign(
     right all the same. Raises `NonFiniteError` for NaN or infinity.
     """
     points, centroids = _check(points, centroids, name, checked)
-    kernel = cpu.assign if points.device.type == "cpu" else reference.assign
-    return kernel(points, centroids)
+    found: Assignment = _kernels(points).assign(points, centroids)
+    return found
 
 
 def fit(
@@ -56,8 +59,17 @@ def fit(
     iterations.) Raises `NonFiniteError` for NaN or infinity; returns neither, ever.
     """
     points, initial = _check(points, initial, name, checked)
-    kernel = cpu.fit if points.device.type == "cpu" else reference.fit
-    return kernel(points, initial, settings)
+    clusters: Clusters = _kernels(points).fit(points, initial, settings)
+    return clusters
+
+
+def _kernels(points: Tensor) -> Any:
+    """The module whose `assign` and `fit` are the fastest for these points."""
+    if gpu_supports(points):
+        from qvg_engine.kernels.kmeans import gpu
+
+        return gpu
+    return cpu if points.device.type == "cpu" else reference
 
 
 def _check(points: Tensor, centroids: Tensor, name: str, checked: bool) -> tuple[Tensor, Tensor]:

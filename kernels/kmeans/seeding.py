@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans import cpu_seeding, reference
 from qvg_engine.kernels.kmeans.finite import require_finite
 from qvg_engine.kernels.kmeans.settings import MAX_CENTROIDS
@@ -50,9 +51,17 @@ def initial_centroids(
     num_heads, _, head_dim = points.shape
     sample = _sample(points, max(_SAMPLES_PER_CENTROID * num_centroids, _MIN_SAMPLES))
     uniforms = np.stack([_uniforms(seed, head, num_centroids) for head in range(num_heads)])
-    kernel = cpu_seeding.pick if points.device.type == "cpu" else reference.pick
-    picks = kernel(sample, uniforms)
+    picks = _pick(sample, uniforms)
     return sample.gather(1, picks[:, :, None].expand(-1, -1, head_dim))
+
+
+def _pick(sample: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
+    if gpu_supports(sample):
+        from qvg_engine.kernels.kmeans import gpu_seeding
+
+        return gpu_seeding.pick(sample, uniforms)
+    kernel = cpu_seeding.pick if sample.device.type == "cpu" else reference.pick
+    return kernel(sample, uniforms)
 
 
 def _sample(points: Tensor, count: int) -> Tensor:
