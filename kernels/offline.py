@@ -27,8 +27,17 @@ from qvg_engine.kernels.gpu import Variant, has_triton, is_interpreted
 
 MODULES = (
     "qvg_engine.kernels.codec.gpu",
-    "qvg_engine.kernels.rope.gpu",
+    "qvg_engine.kernels.codec.gpu_residual",
+    "qvg_engine.kernels.codec.gpu_store",
+    "qvg_engine.kernels.kmeans.gpu",
+    "qvg_engine.kernels.kmeans.gpu_seeding",
     "qvg_engine.kernels.paged_attention.gpu",
+    "qvg_engine.kernels.paged_attention.gpu_dense",
+    "qvg_engine.kernels.paged_attention.gpu_eight_bit",
+    "qvg_engine.kernels.paged_attention.gpu_fused",
+    "qvg_engine.kernels.paged_attention.gpu_merge",
+    "qvg_engine.kernels.paged_attention.gpu_quantise",
+    "qvg_engine.kernels.rope.gpu",
 )
 """The modules with Triton kernels; each has `variants()`."""
 
