@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu_sections.case import Case, NotThere, Row
-from benchmarks.gpu_sections.pages import make_layer, make_runs, row_bytes
+from benchmarks.gpu_sections.pages import check_offered, make_layer, make_runs, row_bytes
 from benchmarks.gpu_sections.peaks import Peaks
 from benchmarks.gpu_sections.setup import FORMATS, Setup
 from benchmarks.gpu_sections.timing import measure
@@ -108,6 +108,7 @@ class Attending:
                 name, cached, num_heads=heads, head_dim=head_dim, device=setup.device
             ),
         )
+        check_offered(strategy, layer)
         workspace = self._keep(
             "workspace",
             lambda: Workspace(

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from benchmarks.gpu_sections.case import NotThere
 from benchmarks.gpu_sections.setup import PAGE_SIZE
 from qvg_engine.block_manager.format import get_format
 from qvg_engine.kernels.codec import (
@@ -13,8 +14,9 @@ from qvg_engine.kernels.codec import (
 )
 from qvg_engine.kernels.codec.e4m3 import to_e4m3
 from qvg_engine.kernels.codec.packing import pack
+from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.page_runs import PageRuns
-from qvg_engine.kernels.paged_attention import LayerPages, Pages, PlainPages
+from qvg_engine.kernels.paged_attention import LayerPages, Pages, PlainPages, Strategy
 
 
 def make_layer(
@@ -70,6 +72,18 @@ def make_pages(
     pages.codebooks.counts[:] = spec.centroids
     pages.slot_of_page[:] = 0
     return pages
+
+
+def check_offered(strategy: Strategy, layer: LayerPages) -> None:
+    """Raises `NotThere` where this way to attend does not take these pages."""
+    if strategy != "fused":
+        return
+    if not has_triton():
+        raise NotThere("Triton is not installed")
+    from qvg_engine.kernels.paged_attention import gpu_fused
+
+    if not gpu_fused.supports(layer):
+        raise NotThere("not offered for these pages on this device")
 
 
 def make_runs(num_tokens: int) -> PageRuns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_sections.case import Case, NotThere, Row
-from benchmarks.gpu_sections.pages import codec_of, make_layer, make_pages, make_runs
+from benchmarks.gpu_sections.pages import check_offered, codec_of, make_layer, make_pages, make_runs
 from benchmarks.gpu_sections.setup import FORMATS, PAGE_SIZE, Setup
 from qvg_engine.kernels import kmeans
 from qvg_engine.kernels.codec import (
@@ -207,6 +207,7 @@ def _attention(setup: Setup, strategy: Strategy, name: str, dtype: torch.dtype) 
     """The relative error of the output, to attention in fp32 over the same pages."""
     heads, head_dim = setup.heads[0], setup.head_dim
     layer = make_layer(name, TOKENS, num_heads=heads, head_dim=head_dim, device=setup.device)
+    check_offered(strategy, layer)
     workspace = Workspace(
         num_heads=heads, head_dim=head_dim, max_tokens=70, device=setup.device, dtype=dtype
     )

@@ -163,6 +163,8 @@ def _attend_fused(
 
     rope = transform.rope
     assert rope is not None or isinstance(transform, IdentityTransform), transform
+    # Folding heads that share nothing leaves them in the order of tokens.
+    queries = queries.contiguous()
     paged = [segment for segment in segments if isinstance(segment, PagedSegment)]
     parts = []
     for segment in paged:

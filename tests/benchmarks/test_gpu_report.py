@@ -18,7 +18,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "benchmarks" / "gpu_report.py"
 SECTIONS = ["peaks", "parity", "decode", "encode", "step", "attention"]
-FORMATS = {"bf16", "qvg", "qvg-pro", "q2", "q1"}
+CODED = {"qvg", "qvg-pro", "q2", "q1"}
+FORMATS = CODED | {"bf16"}
 
 # An image with torch, triton, numba and msgspec has none of these.
 WITHOUT_EXTRAS = """
@@ -73,6 +74,8 @@ def test_all_formats_are_measured(dry_run: tuple[dict[str, Any], str]) -> None:
     kernels = {row["kernel"] for row in section(measured, "parity")["rows"]}
     assert {f"{verb} {name}" for name in FORMATS for verb in ("decode", "encode")} <= kernels
     assert {"rotate", "place", "k-means"} <= kernels
+    strategies = {("workspace", name) for name in FORMATS} | {("fused", name) for name in CODED}
+    assert {f"attention {strategy} {name}" for strategy, name in strategies} <= kernels
     assert {row["format"] for row in section(measured, "step")["rows"]} == {"dense", "bf16", "q2"}
 
 
