@@ -16,3 +16,14 @@ def narrow_e4m3(x: tl.tensor) -> tl.tensor:
     code = tl.where(magnitude < 0x3C800000, subnormal, tl.minimum(normal - 960, 0x7E))
     code = tl.where(magnitude > 0x7F800000, 0x7F, code)
     return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def widen_e4m3(code: tl.tensor) -> tl.tensor:
+    """E4M3 bits, uint8, as fp32; see `e4m3.from_e4m3`."""
+    code = code.to(tl.int32)
+    magnitude = code & 0x7F
+    value = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, value)
+    value = tl.where(magnitude == 0x7F, float("nan"), value)
+    return tl.where(code > 0x7F, -value, value)

@@ -11,16 +11,7 @@ Three tuples go from function to function: `part`, the pointers that `gpu_pages.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def widen_e4m3(code: tl.tensor) -> tl.tensor:
-    """E4M3 bits as fp32, by integer arithmetic: sm_80 has no such type in Triton."""
-    code = code.to(tl.int32)
-    magnitude = code & 0x7F
-    value = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, value)
-    value = tl.where(magnitude == 0x7F, float("nan"), value)
-    return tl.where(code > 0x7F, -value, value)
+from qvg_engine.kernels.codec.gpu_e4m3 import widen_e4m3
 
 
 @triton.jit

@@ -5,28 +5,7 @@ common.
 import triton
 import triton.language as tl
 
-from qvg_engine.kernels.codec.gpu_rows import widen_e4m3
-
-
-@triton.jit
-def _round_off(x: tl.tensor, count: tl.tensor) -> tl.tensor:
-    """x >> count, rounded to nearest even; see `e4m3._round_off`."""
-    return (x + ((1 << (count - 1)) - 1) + ((x >> count) & 1)) >> count
-
-
-@triton.jit
-def narrow_e4m3(value: tl.tensor) -> tl.tensor:
-    """fp32 to E4M3 bits, uint8; see `e4m3.to_e4m3`."""
-    bits = value.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    exponent = magnitude >> 23
-    twenty = tl.zeros_like(magnitude) + 20
-    normal = _round_off(magnitude, twenty) - (120 << 3)
-    dropped = tl.minimum(tl.maximum(141 - exponent, 1), 25)
-    subnormal = _round_off((magnitude & 0x7FFFFF) | 0x800000, dropped)
-    code = tl.minimum(tl.where(exponent < 121, subnormal, normal), 0x7E)
-    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+from qvg_engine.kernels.codec.gpu_e4m3 import narrow_e4m3, widen_e4m3
 
 
 @triton.jit

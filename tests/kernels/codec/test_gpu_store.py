@@ -28,8 +28,7 @@ import triton
 import triton.language as tl
 
 from qvg_engine.kernels.codec import gpu_residual, gpu_store
-from qvg_engine.kernels.codec.gpu_rows import widen_e4m3
-from qvg_engine.kernels.codec.gpu_scales import narrow_e4m3
+from qvg_engine.kernels.codec.gpu_e4m3 import narrow_e4m3, widen_e4m3
 
 MakePages = Callable[..., CodedPages]
 MakeRows = Callable[..., Tensor]
