@@ -25,6 +25,7 @@ from qvg_engine.kernels.codec.pages import (
 )
 from qvg_engine.kernels.codec.refinement import REFINEMENT
 from qvg_engine.kernels.codec.spec import PEAK_FACTORS, PRESETS, SPREAD_FACTORS, CodecSpec
+from qvg_engine.kernels.device import ARCHITECTURES, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 
@@ -266,7 +267,7 @@ def store(
             num_blocks,
             spec.top,
             **_constants(pages),
-            num_warps=trellis_store.WARPS,
+            num_warps=trellis_store.warps(head_dim, device_of(pages.device).architecture),
             enable_fp_fusion=False,
         )
     else:
@@ -326,14 +327,28 @@ def _constants(pages: CodedPages) -> dict[str, Any]:
 def variants() -> tuple[Variant, ...]:
     """What `store` launches for the named formats, and for refinements."""
     specs = PRESETS | {"refinement": REFINEMENT}
-    return tuple(
-        _variant(f"store-{name}-d{head_dim}", spec.for_head_dim(head_dim), head_dim)
-        for name, spec in specs.items()
-        for head_dim in (64, 128)
-    )
+    found = []
+    for name, spec in specs.items():
+        for head_dim in (64, 128):
+            of_head = spec.for_head_dim(head_dim)
+            for count, architectures in _all_warps(of_head, head_dim).items():
+                label = f"store-{name}-d{head_dim}-w{count}"
+                found.append(_variant(label, of_head, head_dim, count, architectures))
+    return tuple(found)
 
 
-def _variant(name: str, spec: CodecSpec, head_dim: int) -> Variant:
+def _all_warps(spec: CodecSpec, head_dim: int) -> dict[int, tuple[int, ...]]:
+    """How many warps a program has, with the architectures where it does."""
+    found: dict[int, tuple[int, ...]] = {}
+    for architecture in ARCHITECTURES:
+        count = trellis_store.warps(head_dim, architecture) if spec.trellis else _WARPS
+        found[count] = (*found.get(count, ()), architecture)
+    return found
+
+
+def _variant(
+    name: str, spec: CodecSpec, head_dim: int, num_warps: int, architectures: tuple[int, ...]
+) -> Variant:
     pages = allocate_pages(
         spec,
         num_pages=1,
@@ -360,6 +375,7 @@ def _variant(name: str, spec: CodecSpec, head_dim: int) -> Variant:
         signature={argument: kinds[argument] for argument in kernel.arg_names},
         constants=constants,
         aligned=tuple(name for name in pointers if name in kernel.arg_names),
-        num_warps=trellis_store.WARPS if spec.trellis else _WARPS,
+        num_warps=num_warps,
+        architectures=architectures,
         fp_fusion=False,
     )

@@ -4,7 +4,6 @@ For few queries, or where there is no room for a workspace: every tile is decode
 block of queries. One launch serves passes of any number of streams, each over its own pages.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from qvg_engine.kernels.codec.gpu_rows import locate
 from qvg_engine.kernels.codec.gpu_tiles import read_tile, woven_channels
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PRESETS
+from qvg_engine.kernels.device import ARCHITECTURES, Architecture, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.page_runs import PageRuns
@@ -56,43 +56,40 @@ class PagedPass(NamedTuple):
 def supports(pages: LayerPages) -> bool:
     """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page.
 
-    On sm_80 formats of more than two stages would spill, and are not taken.
+    And in formats that the GPU has registers for, see `_tile_tokens`.
     """
     return all(
-        isinstance(part, CodedPages)
-        and part.head_dim in _HEAD_DIMS
-        and has_whole_planes(part)
-        and part.page_size % _tile_tokens(part) == 0
-        and _capability(part.device) >= _least_capability(part)
+        isinstance(part, CodedPages) and has_whole_planes(part) and _has_tiles(part)
         for part in (pages.keys, pages.values)
     )
 
 
-def _tile_tokens(pages: CodedPages) -> int:
-    """Tokens of a tile: as many as no architecture spills with (compiled, not timed)."""
-    is_light = pages.spec.bits == 2 and pages.spec.stages <= 1 and pages.head_dim == 128
-    return 32 if is_light else 16
+def _has_tiles(pages: CodedPages) -> bool:
+    tokens = _tile_tokens(pages, device_of(pages.device).architecture)
+    return tokens is not None and pages.page_size % tokens == 0
 
 
-def _least_capability(pages: CodedPages) -> int:
-    return 80 if pages.spec.stages <= 2 else 89
+def _tile_tokens(pages: CodedPages, architecture: Architecture) -> int | None:
+    """Tokens of a tile with which the kernel does not spill, None if there are none.
+
+    As compiled, not as timed; nothing has run on a GPU yet.
+    """
+    has_one_stage = pages.spec.bits == 2 and pages.spec.stages <= 1
+    if pages.head_dim == 64:
+        if has_one_stage and pages.spec.trellis:
+            return None if architecture == 100 else 32
+        return 16
+    if pages.head_dim != 128:
+        return None
+    if pages.spec.stages > 2:
+        many: dict[int, int | None] = {80: None, 100: 32}
+        return many.get(architecture, 16)
+    return 32 if has_one_stage else 16
 
 
-@functools.cache
-def _capability(device: torch.device) -> int:
-    """Such as 90; of what is not a GPU the newest."""
-    if device.type != "cuda":
-        return 999
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@functools.cache
 def num_programs(device: torch.device) -> int:
-    """As many as run at a time on a GPU, two a multiprocessor; 1 in the interpreter."""
-    if device.type != "cuda":
-        return 1
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    """As many as run at a time, two a multiprocessor."""
+    return 2 * device_of(device).num_multiprocessors
 
 
 @triton.jit(do_not_specialize=["height", "width", "num_heads", "num_queries", "num_rows"])
@@ -251,6 +248,8 @@ def attend(
     k_entries, k_row_table = page_tables(keys, runs, 0)
     v_entries, v_row_table = page_tables(values, runs, 0)
     angles = make_angles(rope, runs.largest_position, queries.device)
+    architecture = device_of(queries.device).architecture
+    tokens = [_tile_tokens(part, architecture) for part in (keys, values)]
     out = queries.new_empty((num_heads, num_rows, head_dim), dtype=torch.float32)
     lse = queries.new_empty((num_heads, num_rows), dtype=torch.float32)
     _attend[(len(work), num_heads)](
@@ -272,7 +271,7 @@ def attend(
         V=format_of(values),
         R=angles.pairs,
         QUERIES=_QUERIES,
-        TOKENS=min(_tile_tokens(keys), _tile_tokens(values)),
+        TOKENS=min(count for count in tokens if count is not None),
         num_warps=8,
     )
     return _merged(out, lse, passes, splits, num_queries)
@@ -348,14 +347,25 @@ def _merged(
 def variants() -> tuple[Variant, ...]:
     """What `attend` launches for the named formats in bf16, K rotated."""
     return tuple(
-        _variant(name, head_dim)
+        _variant(name, head_dim, tokens, architectures)
         for name in PRESETS
         for head_dim in _HEAD_DIMS
-        if head_dim * PRESETS[name].bits >= 64
+        for tokens, architectures in _offers(name, head_dim).items()
     )
 
 
-def _variant(name: str, head_dim: int) -> Variant:
+def _offers(name: str, head_dim: int) -> dict[int, tuple[int, ...]]:
+    """The tiles of a format with the architectures that take them."""
+    pages = sample_pages(PRESETS[name], head_dim, is_key=True)
+    offers: dict[int, tuple[int, ...]] = {}
+    for architecture in ARCHITECTURES:
+        tokens = _tile_tokens(pages, architecture)
+        if tokens is not None:
+            offers[tokens] = (*offers.get(tokens, ()), architecture)
+    return offers
+
+
+def _variant(name: str, head_dim: int, tokens: int, architectures: tuple[int, ...]) -> Variant:
     keys, values = (sample_pages(PRESETS[name], head_dim, is_key=k) for k in (True, False))
     types = pointer_types(keys)
     tensors = {
@@ -370,16 +380,16 @@ def _variant(name: str, head_dim: int) -> Variant:
         "V": format_of(values),
         "R": default_pairs(head_dim),
         "QUERIES": _QUERIES,
-        "TOKENS": _tile_tokens(keys),
+        "TOKENS": tokens,
     }
     numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries", "num_rows"), "i32")
     kinds = tensors | numbers | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     return Variant(
-        name=f"fused-{name}-d{head_dim}",
+        name=f"fused-{name}-d{head_dim}-t{tokens}",
         kernel=_attend,
         signature={argument: kinds[argument] for argument in _attend.arg_names},
         constants=constants,
         aligned=tuple(tensor for tensor in tensors if not tensor.endswith("row_table")),
         num_warps=8,
-        least_capability=_least_capability(keys),
+        architectures=architectures,
     )
