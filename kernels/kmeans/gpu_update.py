@@ -229,6 +229,6 @@ def _variant(name: str, kernel: Any, constants: dict[str, int]) -> Variant:
         kernel=kernel,
         signature={argument: kinds[argument] for argument in kernel.arg_names},
         constants=constants,
-        aligned=("points", "centroids"),
+        aligned=tuple(name for name in ("points", "centroids") if name in kernel.arg_names),
         num_warps=_WARPS,
     )
