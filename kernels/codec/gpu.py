@@ -15,7 +15,7 @@ from qvg_engine.kernels.codec.gpu_pages import (
     pointers,
     sample_pages,
 )
-from qvg_engine.kernels.codec.gpu_rows import load_angles, load_words, locate, read_plane
+from qvg_engine.kernels.codec.gpu_rows import load_words, locate, read_plane, rotate_planes
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PRESETS
 from qvg_engine.kernels.gpu import Variant
@@ -94,10 +94,9 @@ def _decode(
         if rotates:
             second = read_plane(part, at, word, is_read, F, plane + apart)
             position = tl.load(entry + 1) + token
-            cos, sin = load_angles(angles, position, channel, is_read, R)
-            turned = (numbers * sin + second * cos).to(out.dtype.element_ty)
-            numbers = numbers * cos - second * sin
-            tl.store(target + F.head_dim // 2, turned, mask=is_read[:, None])
+            numbers, turned = rotate_planes(numbers, second, angles, position, channel, is_read, R)
+            later = target + F.head_dim // 2
+            tl.store(later, turned.to(out.dtype.element_ty), mask=is_read[:, None])
         tl.store(target, numbers.to(out.dtype.element_ty), mask=is_read[:, None])
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from qvg_engine.kernels.codec.gpu_e4m3 import widen_e4m3
+from qvg_engine.kernels.rope.gpu import load_angles
 
 
 @triton.jit
@@ -158,34 +159,22 @@ def read_refinement(
 
 
 @triton.jit
-def load_angles(
-    angles: tl.tensor, position: tl.tensor, pair: tl.tensor, is_read: tl.tensor, R: tl.constexpr
+def rotate_planes(
+    first: tl.tensor,
+    second: tl.tensor,
+    angles: tl.tensor,
+    position: tl.tensor,
+    pair: tl.tensor,
+    is_read: tl.tensor,
+    R: tl.constexpr,
 ) -> tl.tensor:
-    """Cosines and sines, fp32 [tokens, pairs], of rotation pairs int32 [pairs].
+    """Two planes that are half of all apart, whose channels are the rotation pairs int32 [pairs].
 
     angles: the tables of time, height and width, `RopeTables.axis`, and rows and columns of a
-    frame. R: the pairs of time, height and width, which a pair belongs to in this order.
+    frame. R: the pairs of time, height and width.
     """
     t_table, h_table, w_table, height, width = angles
-    frame = position // (height * width)
-    rest = position - frame * (height * width)
-    line = rest // width
-    column = rest - line * width
-    first_w: tl.constexpr = R[0] + R[1]
-    t_mask = is_read[:, None] & (pair < R[0])[None, :]
-    h_mask = is_read[:, None] & ((pair >= R[0]) & (pair < first_w))[None, :]
-    w_mask = is_read[:, None] & (pair >= first_w)[None, :]
-    t_at = t_table + (frame * (2 * R[0]))[:, None] + pair[None, :]
-    h_at = h_table + (line * (2 * R[1]))[:, None] + (pair - R[0])[None, :]
-    w_at = w_table + (column * (2 * R[2]))[:, None] + (pair - first_w)[None, :]
-    cos = (
-        tl.load(t_at, mask=t_mask, other=0.0).to(tl.float32)
-        + tl.load(h_at, mask=h_mask, other=0.0).to(tl.float32)
-        + tl.load(w_at, mask=w_mask, other=0.0).to(tl.float32)
+    cos, sin = load_angles(
+        position, is_read, pair, height, width, t_table, h_table, w_table, R[0], R[1], R[2]
     )
-    sin = (
-        tl.load(t_at + R[0], mask=t_mask, other=0.0).to(tl.float32)
-        + tl.load(h_at + R[1], mask=h_mask, other=0.0).to(tl.float32)
-        + tl.load(w_at + R[2], mask=w_mask, other=0.0).to(tl.float32)
-    )
-    return cos, sin
+    return first * cos - second * sin, first * sin + second * cos

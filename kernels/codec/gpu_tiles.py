@@ -4,13 +4,13 @@ A tile is [tokens, head_dim] with the planes of a row woven together: column k i
 (k % planes) * size + k // planes, so that no number has to change its place among threads. Whoever
 multiplies with K reads queries in that order, and whoever multiplies with V writes the output in
 it. The tuples `part`, `at` and `F` are those of `gpu_rows.py`, `angles` and `R` those of
-`load_angles`.
+`rotate_planes`.
 """
 
 import triton
 import triton.language as tl
 
-from qvg_engine.kernels.codec.gpu_rows import load_angles, load_words, read_plane
+from qvg_engine.kernels.codec.gpu_rows import load_words, read_plane, rotate_planes
 
 
 @triton.jit
@@ -39,10 +39,7 @@ def _pair(
     second = read_plane(part, at, word, is_read, F, PLANE + 4 // F.bits)
     if R[0] + R[1] + R[2] > 0:
         pair = PLANE * size + tl.arange(0, size)
-        cos, sin = load_angles(angles, position, pair, is_read, R)
-        turned = first * sin + second * cos
-        first = first * cos - second * sin
-        second = turned
+        first, second = rotate_planes(first, second, angles, position, pair, is_read, R)
     return tl.join(first.to(TYPE), second.to(TYPE))
 
 

@@ -30,10 +30,11 @@ from qvg_engine.kernels.codec.gpu_rows import locate
 from qvg_engine.kernels.codec.gpu_tiles import read_tile, woven_channels
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PRESETS
-from qvg_engine.kernels.device import ARCHITECTURES, Architecture, device_of
+from qvg_engine.kernels.device import ARCHITECTURES, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.paged_attention.fused_tiles import num_warps, tile_tokens
 from qvg_engine.kernels.paged_attention.pages import LayerPages
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.tables import default_pairs
@@ -56,7 +57,7 @@ class PagedPass(NamedTuple):
 def supports(pages: LayerPages) -> bool:
     """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page.
 
-    And in formats that the GPU has registers for, see `_tile_tokens`.
+    And in formats that the GPU has registers for, see `fused_tiles.py`.
     """
     return all(
         isinstance(part, CodedPages) and has_whole_planes(part) and _has_tiles(part)
@@ -65,26 +66,8 @@ def supports(pages: LayerPages) -> bool:
 
 
 def _has_tiles(pages: CodedPages) -> bool:
-    tokens = _tile_tokens(pages, device_of(pages.device).architecture)
+    tokens = tile_tokens(pages, device_of(pages.device).architecture)
     return tokens is not None and pages.page_size % tokens == 0
-
-
-def _tile_tokens(pages: CodedPages, architecture: Architecture) -> int | None:
-    """Tokens of a tile with which the kernel does not spill, None if there are none.
-
-    As compiled, not as timed; nothing has run on a GPU yet.
-    """
-    has_one_stage = pages.spec.bits == 2 and pages.spec.stages <= 1
-    if pages.head_dim == 64:
-        if has_one_stage and pages.spec.trellis:
-            return None if architecture == 100 else 32
-        return 16
-    if pages.head_dim != 128:
-        return None
-    if pages.spec.stages > 2:
-        many: dict[int, int | None] = {80: None, 100: 32}
-        return many.get(architecture, 16)
-    return 32 if has_one_stage else 16
 
 
 def num_programs(device: torch.device) -> int:
@@ -249,7 +232,7 @@ def attend(
     v_entries, v_row_table = page_tables(values, runs, 0)
     angles = make_angles(rope, runs.largest_position, queries.device)
     architecture = device_of(queries.device).architecture
-    tokens = [_tile_tokens(part, architecture) for part in (keys, values)]
+    tokens = [tile_tokens(part, architecture) for part in (keys, values)]
     out = queries.new_empty((num_heads, num_rows, head_dim), dtype=torch.float32)
     lse = queries.new_empty((num_heads, num_rows), dtype=torch.float32)
     _attend[(len(work), num_heads)](
@@ -272,7 +255,7 @@ def attend(
         R=angles.pairs,
         QUERIES=_QUERIES,
         TOKENS=min(count for count in tokens if count is not None),
-        num_warps=8,
+        num_warps=min(num_warps(part, architecture) for part in (keys, values)),
     )
     return _merged(out, lse, passes, splits, num_queries)
 
@@ -347,25 +330,28 @@ def _merged(
 def variants() -> tuple[Variant, ...]:
     """What `attend` launches for the named formats in bf16, K rotated."""
     return tuple(
-        _variant(name, head_dim, tokens, architectures)
+        _variant(name, head_dim, *launch, architectures)
         for name in PRESETS
         for head_dim in _HEAD_DIMS
-        for tokens, architectures in _offers(name, head_dim).items()
+        for launch, architectures in _offers(name, head_dim).items()
     )
 
 
-def _offers(name: str, head_dim: int) -> dict[int, tuple[int, ...]]:
-    """The tiles of a format with the architectures that take them."""
+def _offers(name: str, head_dim: int) -> dict[tuple[int, int], tuple[int, ...]]:
+    """The tiles and warps of a format with the architectures that take them."""
     pages = sample_pages(PRESETS[name], head_dim, is_key=True)
-    offers: dict[int, tuple[int, ...]] = {}
+    offers: dict[tuple[int, int], tuple[int, ...]] = {}
     for architecture in ARCHITECTURES:
-        tokens = _tile_tokens(pages, architecture)
+        tokens = tile_tokens(pages, architecture)
         if tokens is not None:
-            offers[tokens] = (*offers.get(tokens, ()), architecture)
+            launch = tokens, num_warps(pages, architecture)
+            offers[launch] = (*offers.get(launch, ()), architecture)
     return offers
 
 
-def _variant(name: str, head_dim: int, tokens: int, architectures: tuple[int, ...]) -> Variant:
+def _variant(
+    name: str, head_dim: int, tokens: int, warps: int, architectures: tuple[int, ...]
+) -> Variant:
     keys, values = (sample_pages(PRESETS[name], head_dim, is_key=k) for k in (True, False))
     types = pointer_types(keys)
     tensors = {
@@ -385,11 +371,11 @@ def _variant(name: str, head_dim: int, tokens: int, architectures: tuple[int, ..
     numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries", "num_rows"), "i32")
     kinds = tensors | numbers | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     return Variant(
-        name=f"fused-{name}-d{head_dim}-t{tokens}",
+        name=f"fused-{name}-d{head_dim}-t{tokens}-w{warps}",
         kernel=_attend,
         signature={argument: kinds[argument] for argument in _attend.arg_names},
         constants=constants,
         aligned=tuple(tensor for tensor in tensors if not tensor.endswith("row_table")),
-        num_warps=8,
+        num_warps=warps,
         architectures=architectures,
     )

@@ -25,6 +25,7 @@ SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def load_angles(
     position: tl.tensor,
     ok: tl.tensor,
+    pair: tl.tensor,
     height: tl.tensor,
     width: tl.tensor,
     t_ptr: tl.tensor,
@@ -33,13 +34,12 @@ def load_angles(
     T_PAIRS: tl.constexpr,
     H_PAIRS: tl.constexpr,
     W_PAIRS: tl.constexpr,
-    PADDED: tl.constexpr,
 ) -> Any:
-    """Cosines and sines, fp32 [N, PADDED], of tokens at `position` [N]; 0 where not `ok` [N].
+    """Cosines and sines, fp32 [N, P], of rotation pairs [P] of tokens at `position` [N].
 
-    The tables are those of `RopeTables`; PADDED is a power of two, at least the pairs of all axes.
+    Zero where not `ok` [N], and of pairs that there are not. The tables are those of `RopeTables`.
     """
-    pair = tl.arange(0, PADDED)[None, :]
+    pair = pair[None, :]
     is_time = pair < T_PAIRS
     is_height = pair < T_PAIRS + H_PAIRS
     t = t_ptr + (position // (height * width))[:, None] * (2 * T_PAIRS) + pair
@@ -86,7 +86,17 @@ def move_rows(
     mask = ok[:, None] & (pair < HALF)
     if ROTATE:
         cos, sin = load_angles(
-            position, ok, height, width, t_ptr, h_ptr, w_ptr, T_PAIRS, H_PAIRS, W_PAIRS, PADDED
+            position,
+            ok,
+            tl.arange(0, PADDED),
+            height,
+            width,
+            t_ptr,
+            h_ptr,
+            w_ptr,
+            T_PAIRS,
+            H_PAIRS,
+            W_PAIRS,
         )
     source = source_ptr + source_row[:, None] + pair
     out = out_ptr + out_row[:, None] + pair
