@@ -46,7 +46,6 @@ class Variant:
     aligned: arguments that are divisible by 16, as pointers to tensors and most strides are.
     num_warps, num_stages: as in a launch.
     fp_fusion: whether products may be added without being rounded, `enable_fp_fusion` of a launch.
-    least_capability: the oldest architecture it is offered on, such as 89 for one that needs E4M3.
     architectures: the only ones it is launched on, such as (80, 89); all if None.
     """
 
@@ -58,10 +57,8 @@ class Variant:
     num_warps: int = 4
     num_stages: int = 1
     fp_fusion: bool = True
-    least_capability: int = 80
     architectures: tuple[int, ...] | None = None
 
     def is_offered_on(self, architecture: int) -> bool:
         """Whether it is launched on devices of this architecture, such as 90."""
-        listed = self.architectures is None or architecture in self.architectures
-        return listed and architecture >= self.least_capability
+        return self.architectures is None or architecture in self.architectures

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.device import ARCHITECTURES
 from qvg_engine.kernels.gpu import Variant, has_triton, is_interpreted
 
 MODULES = (
@@ -40,9 +41,6 @@ MODULES = (
     "qvg_engine.kernels.rope.gpu",
 )
 """The modules with Triton kernels; each has `variants()`."""
-
-CAPABILITIES = (80, 89, 90, 100, 120)
-"""Ampere, Ada, Hopper, Blackwell and Blackwell of workstations."""
 
 SHARED_BYTES = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 """The shared memory that one block can have, by capability."""
@@ -199,7 +197,7 @@ def work_list(
     for name, capability in offered:
         kernels.setdefault((id(variants[name].kernel), capability), []).append(name)
     return [
-        (choices[CAPABILITIES.index(capability) % len(choices)], capability)
+        (choices[ARCHITECTURES.index(capability) % len(choices)], capability)
         for (_, capability), choices in kernels.items()
     ]
 
@@ -260,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit status, 1 if a kernel cannot be compiled."""
     parser = argparse.ArgumentParser(prog="python -m qvg_engine.kernels.offline")
     parser.add_argument(
-        "--capability", type=int, nargs="+", default=[90], choices=CAPABILITIES, metavar="N"
+        "--capability", type=int, nargs="+", default=[90], choices=ARCHITECTURES, metavar="N"
     )
     parser.add_argument(
         "--sample", action="store_true", help="only one variant of each kernel for each of them"

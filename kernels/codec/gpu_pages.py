@@ -162,10 +162,7 @@ def make_angles(rope: RopeGrid | None, largest_position: int, device: torch.devi
     if rope is None:
         nothing = _nothing(device)
         return Angles((nothing, nothing, nothing), (1, 1), (0, 0, 0))
-    frames = largest_position // (rope.height * rope.width) + 1
-    lengths = (frames, rope.height, rope.width)
-    t, h, w = (rope.tables.axis(axis, length) for axis, length in enumerate(lengths))
-    return Angles((t, h, w), (rope.height, rope.width), rope.tables.pairs)
+    return Angles(rope.axes(largest_position), (rope.height, rope.width), rope.tables.pairs)
 
 
 @functools.cache

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec import gpu_trellis_store as trellis_store
+from qvg_engine.kernels.codec.gpu_pages import pointer_types, sample_pages
 from qvg_engine.kernels.codec.gpu_rows import read
 from qvg_engine.kernels.codec.gpu_scales import as_stored, inverse_of, narrow, unit_of
 from qvg_engine.kernels.codec.pages import (
     CodedPages,
-    allocate_pages,
-    consecutive_slots,
-    half_split_groups,
 )
 from qvg_engine.kernels.codec.refinement import REFINEMENT
 from qvg_engine.kernels.codec.spec import PEAK_FACTORS, PRESETS, SPREAD_FACTORS, CodecSpec
@@ -349,23 +347,14 @@ def _all_warps(spec: CodecSpec, head_dim: int) -> dict[int, tuple[int, ...]]:
 def _variant(
     name: str, spec: CodecSpec, head_dim: int, num_warps: int, architectures: tuple[int, ...]
 ) -> Variant:
-    pages = allocate_pages(
-        spec,
-        num_pages=1,
-        num_heads=1,
-        page_size=64,
-        head_dim=head_dim,
-        row_table=consecutive_slots(spec, 1),
-        device="meta",
-        channel_groups=half_split_groups(head_dim, spec.group),
-    )
+    pages = sample_pages(spec, head_dim, is_key=True)
     kernel = trellis_store.store_trellis if spec.trellis else _store
     floats = dict.fromkeys(("residual", "levels", "thresholds", "numbers"), "*fp32")
     doubles = dict.fromkeys(("factors", "errors"), "*fp64")
     bytes_ = dict.fromkeys(("ids", "codes", "scales", "stored_ids", "trails"), "*u8")
     whole = {"page_ids": "*i64", **dict.fromkeys(("group_channels", "groups"), "*i32")}
-    of_books = {torch.uint8: "*u8", torch.bfloat16: "*bf16"}[pages.codebooks.rows.dtype]
-    pointers = floats | doubles | bytes_ | whole | {"stored_widths": of_books}
+    of_books = {"stored_widths": pointer_types(pages)["rows"]}
+    pointers = floats | doubles | bytes_ | whole | of_books
     sizes = dict.fromkeys(("num_tokens", "num_heads", "num_blocks"), "i32") | {"top": "fp32"}
     constants = _constants(pages)
     kinds = pointers | sizes | dict.fromkeys(constants, "constexpr")

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,52 +54,54 @@ def attend(
     choice = dense_backend(
         device_of(queries.device), job, packages=installed_packages(), forced=backend
     )
-    return CALLS[choice.backend](queries, keys, values, bias, scale, needs_lse)
+    return CALLS[choice.backend](Given(queries, keys, values, bias, scale, needs_lse))
 
 
-Call = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool], tuple[Tensor, Tensor]]
+class Given(NamedTuple):
+    """The arguments of `attend`, but for the backend."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    scale: float
+    needs_lse: bool
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as torch's operators take them: [1, heads, tokens, head_dim]."""
+        return self.queries[None], self.keys[None], self.values[None]
+
+    @property
+    def tokens_first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As packages take them: [1, tokens, heads, head_dim]."""
+        queries, keys, values = (x.transpose(1, 2) for x in self.batch)
+        return queries, keys, values
 
 
-def _torch_flash(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    assert bias is None
+Call = Callable[[Given], tuple[Tensor, Tensor]]
+
+
+def _torch_flash(given: Given) -> tuple[Tensor, Tensor]:
+    assert given.bias is None
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        queries[None], keys[None], values[None], 0.0, False, False, scale=scale
+        *given.batch, 0.0, False, False, scale=given.scale
     )
     return out[0], lse[0]
 
 
-def _cudnn(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    assert bias is None
+def _cudnn(given: Given) -> tuple[Tensor, Tensor]:
+    assert given.bias is None
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        queries[None], keys[None], values[None], None, needs_lse, 0.0, False, False, scale=scale
+        *given.batch, None, given.needs_lse, 0.0, False, False, scale=given.scale
     )
     out = out[0]
-    return out, lse.reshape(out.shape[:2]) if needs_lse else _undefined(out)
+    return out, lse.reshape(out.shape[:2]) if given.needs_lse else _undefined(out)
 
 
-def _torch_efficient(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    num_heads, num_queries, _ = queries.shape
+def _torch_efficient(given: Given) -> tuple[Tensor, Tensor]:
+    num_heads, num_queries, _ = given.queries.shape
+    bias = given.bias
     mask = None
     if bias is not None:
         # The kernel loads 16 bytes of a row at a time.
@@ -108,91 +110,49 @@ def _torch_efficient(
         room[:num_tokens] = bias
         mask = room[:num_tokens].expand(1, num_heads, num_queries, num_tokens)
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        queries[None], keys[None], values[None], mask, needs_lse, 0.0, False, scale=scale
+        *given.batch, mask, given.needs_lse, 0.0, False, scale=given.scale
     )
     # Its rows are padded.
-    return out[0], lse[0, :, :num_queries] if needs_lse else _undefined(out[0])
+    return out[0], lse[0, :, :num_queries] if given.needs_lse else _undefined(out[0])
 
 
 def _undefined(out: Tensor) -> Tensor:
     return out.new_empty(out.shape[:2], dtype=torch.float32)
 
 
-def _tokens_first(*tensors: Tensor) -> list[Tensor]:
-    """[heads, tokens, head_dim] as [1, tokens, heads, head_dim]."""
-    return [x.transpose(0, 1)[None] for x in tensors]
-
-
-def _flash_attn(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-    *,
-    module: str = "flash_attn",
-) -> tuple[Tensor, Tensor]:
-    assert bias is None
+def _flash_attn(given: Given, *, module: str = "flash_attn") -> tuple[Tensor, Tensor]:
+    assert given.bias is None
     function = importlib.import_module(module).flash_attn_func
     # Some versions of FlashAttention 3 always return the log-sum-exp, and have no such argument.
     named = "return_attn_probs" in inspect.signature(function).parameters
     asked: dict[str, Any] = {"return_attn_probs": True} if named else {}
-    out, lse, *_ = function(*_tokens_first(queries, keys, values), softmax_scale=scale, **asked)
+    out, lse, *_ = function(*given.tokens_first, softmax_scale=given.scale, **asked)
     return out[0].transpose(0, 1), lse[0]
 
 
-def _flash_attn_3(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    module = "flash_attn_interface"
-    return _flash_attn(queries, keys, values, bias, scale, needs_lse, module=module)
+def _flash_attn_3(given: Given) -> tuple[Tensor, Tensor]:
+    return _flash_attn(given, module="flash_attn_interface")
 
 
-def _xformers(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    assert bias is None
+def _xformers(given: Given) -> tuple[Tensor, Tensor]:
+    assert given.bias is None
     module = importlib.import_module("xformers.ops")
     out, lse = module.memory_efficient_attention_forward_requires_grad(
-        *_tokens_first(queries, keys, values), scale=scale
+        *given.tokens_first, scale=given.scale
     )
     # Some of its kernels pad the rows.
-    return out[0].transpose(0, 1), lse[0, :, : queries.shape[1]]
+    return out[0].transpose(0, 1), lse[0, :, : given.queries.shape[1]]
 
 
-def _triton(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
+def _triton(given: Given) -> tuple[Tensor, Tensor]:
     from qvg_engine.kernels.paged_attention import gpu_dense
 
+    queries, keys, values, bias, scale, _ = given
     return gpu_dense.attend(queries, keys, values, keys.shape[1], bias, scale)
 
 
-def _reference(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    needs_lse: bool,
-) -> tuple[Tensor, Tensor]:
-    return reference.attend(queries, keys, values, bias, scale)
+def _reference(given: Given) -> tuple[Tensor, Tensor]:
+    return reference.attend(*given[:5])
 
 
 CALLS: Final[dict[DenseBackend, Call]] = {
@@ -205,7 +165,7 @@ CALLS: Final[dict[DenseBackend, Call]] = {
     "torch-efficient": _torch_efficient,
     "reference": _reference,
 }
-"""What computes it, given what `attend` is given; `dense_backend` says which can."""
+"""What computes it; `dense_backend` says which can."""
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

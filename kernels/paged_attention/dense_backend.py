@@ -31,16 +31,7 @@ _PACKAGES: Final = {
 """The module that a backend comes with; the others come with torch."""
 
 # By what their authors measured; not yet by a measurement of ours. The first that can is taken.
-_HOPPER: Final[tuple[DenseBackend, ...]] = (
-    "flash-attn-3",
-    "cudnn",
-    "flash-attn",
-    "torch-flash",
-    "xformers",
-    "triton",
-    "torch-efficient",
-    "reference",
-)
+_HOPPER: Final = DENSE_BACKENDS
 _BLACKWELL: Final[tuple[DenseBackend, ...]] = ("cudnn", *(b for b in _HOPPER if b != "cudnn"))
 _OTHERS: Final[tuple[DenseBackend, ...]] = (
     "flash-attn",

@@ -34,6 +34,7 @@ from qvg_engine.kernels.device import ARCHITECTURES, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.paged_attention import gpu_merge
 from qvg_engine.kernels.paged_attention.fused_tiles import num_warps, tile_tokens
 from qvg_engine.kernels.paged_attention.pages import LayerPages
 from qvg_engine.kernels.rope import RopeGrid
@@ -75,7 +76,7 @@ def num_programs(device: torch.device) -> int:
     return 2 * device_of(device).num_multiprocessors
 
 
-@triton.jit(do_not_specialize=["height", "width", "num_heads", "num_queries", "num_rows"])
+@triton.jit(do_not_specialize=["height", "width", "num_heads", "num_queries"])
 def _attend(
     work: tl.tensor,
     queries: tl.tensor,
@@ -113,7 +114,6 @@ def _attend(
     scale: tl.tensor,
     num_heads: tl.tensor,
     num_queries: tl.tensor,
-    num_rows: tl.tensor,
     K: tl.constexpr,
     V: tl.constexpr,
     R: tl.constexpr,
@@ -188,7 +188,9 @@ def _attend(
         mixed = mixed * decay[:, None]
         mixed += tl.dot(weights.to(query.dtype), values, input_precision="ieee")
         largest = higher
-    place = head.to(tl.int64) * num_rows + tl.load(item + 4) + row
+    # Of [ranges, heads, queries].
+    first_row = (tl.load(item + 4).to(tl.int64) * num_heads + head) * num_queries
+    place = first_row + first_query + row
     divisor = tl.where(total > 0, total, 1.0)
     tl.store(
         out + (place * V.head_dim)[:, None] + v_channel[None, :],
@@ -220,26 +222,27 @@ def attend(
     Returns the output, fp32 [heads, queries, head_dim], and the log-sum-exp of the scores, fp32
     [heads, queries]; undefined where no pass has a query. The host does not wait for the device.
     """
-    num_heads, num_queries, head_dim = queries.shape
+    num_heads, num_queries, _ = queries.shape
     keys, values = pages.keys, pages.values
     assert isinstance(keys, CodedPages)
     assert isinstance(values, CodedPages)
     assert queries.is_contiguous()
     runs = _joined([part.runs for part in passes])
     splits = _split(passes, num_heads, num_programs)
-    work, num_rows = _work(passes, splits)
+    work = _work(passes, splits)
     k_entries, k_row_table = page_tables(keys, runs, 0)
     v_entries, v_row_table = page_tables(values, runs, 0)
     angles = make_angles(rope, runs.largest_position, queries.device)
     architecture = device_of(queries.device).architecture
     tokens = [tile_tokens(part, architecture) for part in (keys, values)]
-    out = queries.new_empty((num_heads, num_rows, head_dim), dtype=torch.float32)
-    lse = queries.new_empty((num_heads, num_rows), dtype=torch.float32)
+    out = queries.new_empty(queries.shape, dtype=torch.float32)
+    lse = queries.new_empty(queries.shape[:2], dtype=torch.float32)
+    parts, part_lse = (out, lse) if max(splits) == 1 else _empty_parts(queries, splits)
     _attend[(len(work), num_heads)](
         to_device(work.reshape(-1), queries.device),
         queries,
-        out,
-        lse,
+        parts,
+        part_lse,
         k_entries,
         *pointers(keys, k_row_table),
         v_entries,
@@ -249,7 +252,6 @@ def attend(
         scale,
         num_heads,
         num_queries,
-        num_rows,
         K=format_of(keys),
         V=format_of(values),
         R=angles.pairs,
@@ -257,7 +259,19 @@ def attend(
         TOKENS=min(count for count in tokens if count is not None),
         num_warps=min(num_warps(part, architecture) for part in (keys, values)),
     )
-    return _merged(out, lse, passes, splits, num_queries)
+    if max(splits) > 1:
+        gpu_merge.merge_ranges(parts, part_lse, out, lse)
+    return out, lse
+
+
+def _empty_parts(queries: Tensor, splits: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of every range, where some passes have fewer than others: nothing."""
+    shape = (max(splits), *queries.shape)
+    if min(splits) == max(splits):
+        parts = queries.new_empty(shape, dtype=torch.float32)
+        return parts, parts.new_empty(shape[:-1])
+    parts = queries.new_zeros(shape, dtype=torch.float32)
+    return parts, parts.new_full(shape[:-1], -math.inf)
 
 
 def _joined(runs: Sequence[PageRuns]) -> PageRuns:
@@ -278,53 +292,22 @@ def _split(passes: Sequence[PagedPass], num_heads: int, num_programs: int) -> li
     return [min(wanted, len(part.runs.page_id)) for part in passes]
 
 
-def _work(passes: Sequence[PagedPass], splits: Sequence[int]) -> tuple[NDArray[np.int32], int]:
-    """What each program of a head does, int32 [programs, 5], and rows of output in all.
+def _work(passes: Sequence[PagedPass], splits: Sequence[int]) -> NDArray[np.int32]:
+    """What each program of a head does, int32 [programs, 5].
 
-    First query, number of queries, first and last entry, first row of output: split after split,
-    each pass has all of its queries there.
+    First query, number of queries, first and last entry, and which range of its pass these are.
     """
-    items, first_entry, first_row = [], 0, 0
+    items, first_entry = [], 0
     for part, num_splits in zip(passes, splits, strict=True):
-        num_entries, count = len(part.runs.page_id), part.stop - part.start
+        num_entries = len(part.runs.page_id)
         ends = first_entry + np.arange(num_splits + 1) * num_entries // num_splits
-        for split in range(num_splits):
-            for block in range(0, count, _QUERIES):
-                items.append(
-                    (
-                        part.start + block,
-                        min(_QUERIES, count - block),
-                        int(ends[split]),
-                        int(ends[split + 1]),
-                        first_row + block,
-                    )
-                )
-            first_row += count
+        items += [
+            (first, min(_QUERIES, part.stop - first), *ends[split : split + 2], split)
+            for split in range(num_splits)
+            for first in range(part.start, part.stop, _QUERIES)
+        ]
         first_entry += num_entries
-    return np.array(items, np.int32).reshape(-1, 5), first_row
-
-
-def _merged(
-    out: Tensor, lse: Tensor, passes: Sequence[PagedPass], splits: Sequence[int], num_queries: int
-) -> tuple[Tensor, Tensor]:
-    """Every pass's splits weighted by their log-sum-exps, in the order of the queries."""
-    num_heads, _, head_dim = out.shape
-    if len(passes) == 1 and splits[0] == 1 and out.shape[1] == num_queries:
-        return out, lse
-    merged = out.new_empty((num_heads, num_queries, head_dim))
-    merged_lse = lse.new_empty((num_heads, num_queries))
-    first = 0
-    for part, num_splits in zip(passes, splits, strict=True):
-        count = part.stop - part.start
-        rows = slice(first, first + num_splits * count)
-        parts = out[:, rows].view(num_heads, num_splits, count, head_dim)
-        lses = lse[:, rows].view(num_heads, num_splits, count)
-        together = lses.logsumexp(dim=1)
-        weights = (lses - together[:, None]).exp()
-        merged[:, part.start : part.stop] = (weights[..., None] * parts).sum(dim=1)
-        merged_lse[:, part.start : part.stop] = together
-        first += num_splits * count
-    return merged, merged_lse
+    return np.array(items, np.int32).reshape(-1, 5)
 
 
 def variants() -> tuple[Variant, ...]:
@@ -368,7 +351,7 @@ def _variant(
         "QUERIES": _QUERIES,
         "TOKENS": tokens,
     }
-    numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries", "num_rows"), "i32")
+    numbers = dict.fromkeys(("height", "width", "num_heads", "num_queries"), "i32")
     kinds = tensors | numbers | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
     return Variant(
         name=f"fused-{name}-d{head_dim}-t{tokens}-w{warps}",

@@ -125,7 +125,9 @@ def _merge_pair(
 
 
 def merge_ranges(parts: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Merge attention over ranges of tokens, none of them empty.
+    """Merge attention over ranges of tokens, not all of them empty for any query.
+
+    An empty one has a log-sum-exp of -inf, and finite output.
 
     Args:
         parts: fp32 [ranges, heads, queries, head_dim], contiguous; head_dim a power of two.

@@ -121,13 +121,8 @@ def table_arrays(
     grid: RopeGrid, largest_position: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The tables of time, height and width, long enough for positions up to `largest_position`."""
-    num_frames = largest_position // (grid.height * grid.width) + 1
-    tables = grid.tables
-    return (
-        tables.axis(0, num_frames).numpy(),
-        tables.axis(1, grid.height).numpy(),
-        tables.axis(2, grid.width).numpy(),
-    )
+    t, h, w = grid.axes(largest_position)
+    return t.numpy(), h.numpy(), w.numpy()
 
 
 def rotate(x: Tensor, grid: RopeGrid, positions: NDArray[np.int64]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.rope.grid import RopeGrid
+from qvg_engine.kernels.rope.tables import default_pairs
 
 SUPPORTED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels read and write; other dtypes go through plain torch."""
@@ -195,8 +196,7 @@ def table_arguments(rope: RopeGrid | None, largest_position: int, head_dim: int)
     if rope is not None:
         assert rope.tables.head_dim == head_dim, (rope.tables.head_dim, head_dim)
         height, width, pairs = rope.height, rope.width, rope.tables.pairs
-        lengths = (largest_position // (height * width) + 1, height, width)
-        tables = tuple(rope.tables.axis(axis, length) for axis, length in enumerate(lengths))
+        tables = rope.axes(largest_position)
     return {
         "height": height,
         "width": width,
@@ -267,11 +267,9 @@ TABLE_SIGNATURE = {
 
 def table_variant(head_dim: int, *, rotated: bool) -> tuple[dict[str, str], dict[str, Any]]:
     """The signature and the constants of `table_arguments`, for a `Variant`."""
-    spatial = head_dim // 6 if rotated else 0
+    pairs = default_pairs(head_dim) if rotated else (head_dim // 2, 0, 0)
     constants: dict[str, Any] = {
-        "T_PAIRS": head_dim // 2 - 2 * spatial,
-        "H_PAIRS": spatial,
-        "W_PAIRS": spatial,
+        **dict(zip(("T_PAIRS", "H_PAIRS", "W_PAIRS"), pairs, strict=True)),
         "PADDED": triton.next_power_of_2(head_dim // 2),
         "ROTATE": rotated,
     }

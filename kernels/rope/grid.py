@@ -31,6 +31,12 @@ class RopeGrid:
         row, column = np.divmod(rest, self.width)
         return frame, row, column
 
+    def axes(self, largest_position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The tables of time, height and width for tokens up to this number, see `axis`."""
+        num_frames = largest_position // (self.height * self.width) + 1
+        tables = self.tables
+        return tables.axis(0, num_frames), tables.axis(1, self.height), tables.axis(2, self.width)
+
     def rows(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Cosines and sines of tokens with these numbers: two [tokens, head_dim / 2]."""
         assert positions.min(initial=0) >= 0, positions.min()

@@ -24,8 +24,9 @@ import triton
 
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels import offline
+from qvg_engine.kernels.device import ARCHITECTURES
 from qvg_engine.kernels.gpu import Variant
-from qvg_engine.kernels.offline import CAPABILITIES, SHARED_BYTES, Compiled
+from qvg_engine.kernels.offline import SHARED_BYTES, Compiled
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "kernel_resources.json"
 COMPILES_ALL = os.environ.get("QVG_ALL_KERNELS", "0") == "1"
@@ -43,27 +44,27 @@ def run_program(*arguments: str, interpreted: bool = False) -> subprocess.Comple
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
     path = tmp_path_factory.mktemp("offline") / "figures.json"
     sample = () if COMPILES_ALL else ("--sample",)
-    capabilities = map(str, CAPABILITIES)
+    capabilities = map(str, ARCHITECTURES)
     done = run_program("--capability", *capabilities, *sample, "--jobs", "2", "--json", str(path))
     assert path.exists(), done.stderr
     return msgspec.json.decode(path.read_bytes(), type=list[Compiled])
 
 
 def test_every_architecture_gets_its_share(compiled: list[Compiled]) -> None:
-    counts = [sum(item.capability == wanted for item in compiled) for wanted in CAPABILITIES]
+    counts = [sum(item.capability == wanted for item in compiled) for wanted in ARCHITECTURES]
     assert min(counts) >= len(offline.MODULES), counts
 
 
 def test_a_sample_has_every_kernel_on_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     variants = {
         **{f"a{n}": Variant(name=f"a{n}", kernel="a", signature={}) for n in range(3)},
-        "b": Variant(name="b", kernel="b", signature={}, least_capability=89),
+        "b": Variant(name="b", kernel="b", signature={}, architectures=(89, 90, 100, 120)),
         "c": Variant(name="c", kernel="c", signature={}, architectures=(80, 120)),
     }
     monkeypatch.setattr(offline, "all_variants", lambda: variants)
-    everything = offline.work_list(list(variants), CAPABILITIES)
+    everything = offline.work_list(list(variants), ARCHITECTURES)
     assert len(everything) == 3 * 5 + 4 + 2
-    sample = offline.work_list(list(variants), CAPABILITIES, sample=True)
+    sample = offline.work_list(list(variants), ARCHITECTURES, sample=True)
     assert set(sample) <= set(everything)
     kernels = sorted((variants[name].kernel, capability) for name, capability in sample)
     assert kernels == sorted({(variants[n].kernel, c) for n, c in everything})

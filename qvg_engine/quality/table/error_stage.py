@@ -70,5 +70,5 @@ def _times(context: TableContext, page_format: PageFormat, centroids: int) -> Ti
         context.names.layers[0],
         centroids=centroids,
         # One that is simulated has no pages to read.
-        baseline=baseline.page_format if isinstance(baseline, FormatContender) else page_format,
+        baseline=baseline.page_format if isinstance(baseline, FormatContender) else None,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import msgspec
@@ -20,13 +21,13 @@ class TimeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds for K and V of one layer, all heads, by one thread.
 
     `encode_ms`, `decode_ms` (K rotated): for 1,000 tokens; `decode_ratio`: over the baseline's, of
-    times that were taken in turns; `fit_ms`: for one codebook of K and one of V, fitted to one
-    chunk, 0 where there is none.
+    times that were taken in turns, None without a baseline; `fit_ms`: for one codebook of K and one
+    of V, fitted to one chunk, 0 where there is none.
     """
 
     encode_ms: float
     decode_ms: float
-    decode_ratio: float
+    decode_ratio: float | None
     fit_ms: float
 
 
@@ -36,7 +37,7 @@ def measure_times(
     layer: int,
     *,
     centroids: int,
-    baseline: PageFormat,
+    baseline: PageFormat | None,
     repeats: int = 51,
 ) -> TimeFigures:
     """Medians over `repeats` calls, after one that warms up.
@@ -46,21 +47,21 @@ def measure_times(
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ours, theirs = (
+        compared = [
             [
                 _Part(with_centroids(item, centroids), capture, layer, is_key=is_key)
                 for is_key in (True, False)
             ]
             for item in (page_format, baseline)
-        )
-        our_times, their_times = _in_turns(
-            [lambda: _decode_all(ours), lambda: _decode_all(theirs)], repeats
-        )
-        tokens = ours[0].num_read
+            if item is not None
+        ]
+        ours, tokens = compared[0], compared[0][0].num_read
+        reads = _in_turns([partial(_decode_all, parts) for parts in compared], repeats)
+        decode_ms, *baseline_ms = map(median, reads)
         return TimeFigures(
             encode_ms=sum(part.encode_ms(repeats) for part in ours),
-            decode_ms=median(our_times) * (1000 / tokens),
-            decode_ratio=median(our_times) / median(their_times),
+            decode_ms=decode_ms * (1000 / tokens),
+            decode_ratio=decode_ms / baseline_ms[0] if baseline_ms else None,
             fit_ms=sum(
                 _fit_ms(part.page_format, part.stored, part.chunk, repeats) for part in ours
             ),

@@ -153,7 +153,7 @@ def _time_sheets(table: QualityTable) -> Iterator[Sheet]:
                         row.name,
                         f"{row.figures.encode_ms:.2f}",
                         f"{row.figures.decode_ms:.2f}",
-                        f"{row.figures.decode_ratio:.2f}",
+                        "" if (ratio := row.figures.decode_ratio) is None else f"{ratio:.2f}",
                         f"{row.figures.fit_ms:.1f}" if row.figures.fit_ms else "",
                     )
                     for row in rows

@@ -20,10 +20,10 @@ from qvg_engine.kernels.codec import (
     reference,
 )
 from qvg_engine.kernels.codec.packing import pack
-from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.reference import rotate
 from tests.kernels.codec.conftest import check_decode_bits
+from tests.kernels.conftest import as_runs
 
 MakePages = Callable[..., CodedPages]
 
@@ -42,10 +42,6 @@ RUNS = {
 CASES = pytest.mark.parametrize("entries", RUNS.values(), ids=RUNS)
 KERNELS = pytest.mark.parametrize("kernel", [cpu.decode, reference.decode], ids=["cpu", "ref"])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def as_runs(entries: list[tuple[int, int, int, int]]) -> PageRuns:
-    return PageRuns(*np.array(entries, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def make_grid(head_dim: int = 64) -> RopeGrid:

@@ -10,8 +10,8 @@ import torch
 from qvg_engine.kernels.codec import PRESETS, CodecSpec, CodedPages, half_split_groups, reference
 from qvg_engine.kernels.codec.packing import pack
 from qvg_engine.kernels.gpu import has_triton
-from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
+from tests.kernels.conftest import as_runs
 
 if not has_triton():
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -31,10 +31,6 @@ ENTRIES = [
     (2, 280, 0, 32),
 ]
 START = 3
-
-
-def as_runs(entries: list[tuple[int, int, int, int]]) -> PageRuns:
-    return PageRuns(*np.array(entries, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def filled(

@@ -26,9 +26,9 @@ from qvg_engine.kernels.codec import (
 from qvg_engine.kernels.codec.e4m3 import from_e4m3
 from qvg_engine.kernels.codec.packing import unpack
 from qvg_engine.kernels.codec.trellis import level_indices
-from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from tests.kernels.codec.conftest import check_decode_bits, decoded
+from tests.kernels.conftest import as_runs
 
 MakePages = Callable[..., CodedPages]
 MakeRows = Callable[..., Tensor]
@@ -47,10 +47,6 @@ ENTRIES = [
 ]
 KERNELS = pytest.mark.parametrize("kernel", [cpu.decode, reference.decode], ids=["cpu", "ref"])
 IS_ROTATED = pytest.mark.parametrize("is_rotated", [False, True], ids=["plain", "rotated"])
-
-
-def as_runs(entries: list[tuple[int, int, int, int]]) -> PageRuns:
-    return PageRuns(*np.array(entries, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def make_grid(head_dim: int) -> RopeGrid:

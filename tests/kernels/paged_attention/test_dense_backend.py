@@ -94,7 +94,7 @@ def test_every_backend_can_be_called() -> None:
 def test_torch_operators_return_what_is_promised(name: DenseBackend, needs_lse: bool) -> None:
     queries = torch.empty(2, 70, 64, device="meta", dtype=torch.bfloat16)
     keys = torch.empty(2, 100, 64, device="meta", dtype=torch.bfloat16)[:, :90]
-    out, lse = dense.CALLS[name](queries, keys, keys, None, 0.1, needs_lse)
+    out, lse = dense.CALLS[name](dense.Given(queries, keys, keys, None, 0.1, needs_lse))
     assert (out.shape, out.dtype) == (queries.shape, queries.dtype)
     assert (lse.shape, lse.dtype) == ((2, 70), torch.float32)
 
@@ -103,7 +103,7 @@ def test_the_operator_that_takes_a_bias_in_fp32() -> None:
     queries = torch.empty(2, 70, 64, device="meta")
     keys = torch.empty(2, 90, 64, device="meta")
     out, lse = dense.CALLS["torch-efficient"](
-        queries, keys, keys, torch.empty(90, device="meta"), 0.1, True
+        dense.Given(queries, keys, keys, torch.empty(90, device="meta"), 0.1, True)
     )
     assert out.shape == queries.shape
     assert lse.shape == (2, 70)
@@ -157,7 +157,7 @@ def test_packages_are_given_and_give_what_they_document(
     monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType("package"))
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{function: stand_in}))
     queries, keys, values = torch.randn(2, 70, 64), torch.randn(2, 90, 64), torch.randn(2, 90, 64)
-    out, lse = dense.CALLS[name](queries, keys, values, None, 0.1, True)
+    out, lse = dense.CALLS[name](dense.Given(queries, keys, values, None, 0.1, True))
     expected = reference.attend(queries, keys, values, None, 0.1)
     assert torch.equal(out, expected[0])
     assert torch.equal(lse, expected[1])

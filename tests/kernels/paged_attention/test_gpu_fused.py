@@ -33,6 +33,7 @@ from qvg_engine.kernels.paged_attention import (
     reference,
 )
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
+from tests.kernels.conftest import as_runs
 
 if not has_triton():
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -49,10 +50,6 @@ STREAMS: list[Entries] = [
     [(5, 64, 63, 64)],
     [(1, 0, 0, 64), (4, 64, 0, 7)],
 ]
-
-
-def as_runs(entries: Entries) -> PageRuns:
-    return PageRuns(*np.array(entries, dtype=np.int64).reshape(-1, 4).T.copy())
 
 
 def random_pages(name: str, head_dim: int, *, is_key: bool) -> CodedPages:
