@@ -37,5 +37,5 @@ def why_not_fused(layers: Sequence[LayerPages], *, device: torch.device) -> str 
     for number, pages in enumerate(layers):
         reason = gpu_fused.refusal(pages, architecture)
         if reason is not None:
-            return f"in layer {number} {reason}"
+            return reason if len(layers) == 1 else f"in layer {number} {reason}"
     return None

@@ -68,7 +68,7 @@ def refusal(pages: LayerPages, architecture: Architecture) -> str | None:
     """
     for name, part in (("K", pages.keys), ("V", pages.values)):
         if not isinstance(part, CodedPages):
-            return f"{name} is stored without a codec, which leaves nothing to decode"
+            return f"it decodes codes, and {name} is stored without"
         if part.head_dim not in _HEAD_DIMS:
             return f"heads have {part.head_dim} channels, and it takes 64 or 128"
         assert has_whole_planes(part), (part.spec.bits, part.head_dim)

@@ -60,7 +60,7 @@ def test_coded_pages_of_whole_tiles_can_have_it(gpu: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("layers", "reason"),
     [
-        (make_layers("bf16"), "in layer 0 K is stored without a codec"),
+        (make_layers("bf16"), "had: it decodes codes, and K is stored without"),
         (make_layers("q2", page_size=48), "page_size is 48, no multiple of a tile's 32 tokens"),
         (make_layers("q2", head_dim=32), "heads have 32 channels, and it takes 64 or 128"),
     ],
@@ -85,7 +85,7 @@ def test_where_it_would_spill_it_is_not_offered(gpu: pytest.MonkeyPatch) -> None
     ampere = Device(capability=80, num_multiprocessors=108)
     gpu.setattr("qvg_engine.backend_check.device_of", lambda _: ampere)
     assert why_not_fused(layers, device=CUDA) == (
-        "in layer 0 the decoding of K would spill registers on sm_80"
+        "the decoding of K would spill registers on sm_80"
     )
 
 

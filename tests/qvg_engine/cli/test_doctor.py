@@ -45,11 +45,24 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, int]]:
     family = SimpleNamespace(name="pocket", codec=SimpleNamespace(frames_per_second=16))
     monkeypatch.setattr(examine, "load_video_family", lambda config: family)
     monkeypatch.setattr(examine, "plan_capacity", plan_capacity)
+    monkeypatch.setattr(
+        examine, "describe_attention", lambda config, _: [("strategy", config.attention_backend)]
+    )
     return asked
 
 
 def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineConfig, int]]) -> None:
-    result = cli("doctor", "--seconds", "60", "--kv-memory", "64MiB", "--max-streams", "3")
+    result = cli(
+        "doctor",
+        "--seconds",
+        "60",
+        "--kv-memory",
+        "64MiB",
+        "--max-streams",
+        "3",
+        "--attention-backend",
+        "fused",
+    )
     assert (result.code, result.err) == (0, "")
     for part in (
         "torch",
@@ -57,6 +70,7 @@ def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineCon
         "agrees with plain torch",
         "host",
         "144",
+        "fused",
     ):
         assert part in result.out
     ((config, num_frames),) = planned
