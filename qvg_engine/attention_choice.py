@@ -65,6 +65,9 @@ def choose_attention(
     reason = why_not_fused(layers, device=device)
     if reason is not None:
         return _workspace(f"the fused kernel is not offered: {reason}")
+    if config.torch_dtype == torch.float32:
+        # By 150 to 220 loads in "qvg" and "q2", as compiled for sm_89, 90 and 120.
+        return _workspace("in float32 the fused kernel would spill registers")
     if config.batch_invariant:
         return _workspace("batch_invariant is set, and a measurement may differ from run to run")
     try:

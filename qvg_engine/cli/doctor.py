@@ -6,6 +6,7 @@ from qvg_engine.cli.examine import examine
 from qvg_engine.cli.options import (
     AttentionBackend,
     Device,
+    Dtype,
     KvFormat,
     KvMemory,
     MaxStreams,
@@ -25,6 +26,7 @@ def doctor(
     max_streams: MaxStreams = None,
     kv_memory: KvMemory = None,
     device: Device = "auto",
+    dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
 ) -> None:
     """Say what is installed, which kernels run here, and whether videos of a length would fit.
@@ -37,6 +39,7 @@ def doctor(
         max_streams=max_streams,
         kv_memory=kv_memory,
         device=device,
+        dtype=dtype,
         attention_backend=attention_backend,
     )
     length = VideoLength(seconds=seconds, num_frames=num_frames)

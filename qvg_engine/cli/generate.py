@@ -9,6 +9,7 @@ from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
     AttentionBackend,
     Device,
+    Dtype,
     KvFormat,
     KvMemory,
     MaxStreams,
@@ -62,6 +63,7 @@ def generate(
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
     device: Device = "auto",
+    dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
     batch_invariant: Annotated[
         bool,
@@ -91,6 +93,7 @@ def generate(
             max_streams=max_streams,
             kv_memory=kv_memory,
             device=device,
+            dtype=dtype,
             attention_backend=attention_backend,
             batch_invariant=batch_invariant,
         ),

@@ -32,6 +32,9 @@ MaxStreams = Annotated[
 ]
 KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, unless given, float16 or bfloat16: of the network.")
+]
 AttentionBackend = Annotated[
     str | None,
     typer.Option(
@@ -48,6 +51,7 @@ def engine_settings(
     max_streams: int | None,
     kv_memory: str | None,
     device: str,
+    dtype: str | None = None,
     attention_backend: str | None = None,
     batch_invariant: bool = False,
 ) -> dict[str, Any]:
@@ -61,6 +65,7 @@ def engine_settings(
         "max_streams": max_streams,
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
+        "dtype": dtype,
         "attention_backend": attention_backend,
         "batch_invariant": batch_invariant,
     }

@@ -29,7 +29,7 @@ def make_workspace() -> Workspace:
 
 
 def choose(layers: list[LayerPages], *, timer: Timer | None = None, **config: Any) -> Any:
-    settings = EngineConfig(device="cpu", **config)
+    settings = EngineConfig(**{"device": "cpu", "dtype": "float16", **config})
     return choose_attention(settings, layers, make_workspace(), queries=192, timer=timer)
 
 
@@ -90,6 +90,12 @@ def test_batch_invariant_videos_do_not_depend_on_times(offered: list[dict[str, A
     assert choice.strategy == "workspace"
     assert choice.reason.startswith("batch_invariant is set")
     assert offered == []
+
+
+def test_in_float32_the_fused_kernel_is_not_chosen(offered: list[dict[str, Any]]) -> None:
+    choice = choose(make_layers("q2"), dtype="float32")
+    assert (choice.strategy, offered) == ("workspace", [])
+    assert choice.reason == "in float32 the fused kernel would spill registers"
 
 
 def test_without_memory_to_measure_the_workspace_is_taken(offered: list[dict[str, Any]]) -> None:

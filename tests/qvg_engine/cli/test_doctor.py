@@ -52,17 +52,8 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, int]]:
 
 
 def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineConfig, int]]) -> None:
-    result = cli(
-        "doctor",
-        "--seconds",
-        "60",
-        "--kv-memory",
-        "64MiB",
-        "--max-streams",
-        "3",
-        "--attention-backend",
-        "fused",
-    )
+    options = "--seconds 60 --kv-memory 64MiB --max-streams 3 --dtype float16"
+    result = cli("doctor", *options.split(), "--attention-backend", "fused")
     assert (result.code, result.err) == (0, "")
     for part in (
         "torch",
@@ -75,6 +66,7 @@ def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineCon
         assert part in result.out
     ((config, num_frames),) = planned
     assert (config.kv_memory, config.max_streams, num_frames) == (64 * 2**20, 3, 960)
+    assert config.dtype == "float16"
 
 
 def test_doctor_says_when_a_kernel_fails(
