@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from qvg_engine import EngineConfig
-from qvg_engine.attention_choice import choose_attention
+from qvg_engine import EngineConfig, VideoEngine
+from qvg_engine.attention_choice import AttentionChoice, choose_attention
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.paged_attention import LayerPages, Workspace
@@ -117,6 +117,24 @@ def test_a_kernel_that_fails_is_told_and_not_taken(offered: list[dict[str, Any]]
     assert choice.reason.endswith("ValueError: shared memory: 115 KB of 99")
 
 
+def test_an_engine_asks_for_every_pass(toy: Any, run: Any) -> None:
+    """With the queries and cached tokens of the pass; what is chosen changes nothing."""
+    asked = set()
+
+    class Costs(CostModel):
+        def choose(self, queries: int, tokens: int) -> Any:
+            asked.add((queries, tokens))
+            return "workspace" if tokens == 18 else "reference"
+
+    expected = run(toy.engine(), toy.request("a")).latents("a")
+    engine = toy.engine()
+    engine._cache.attention = AttentionChoice(strategy="auto", reason="", costs=Costs(MODEL.costs))
+    latents = run(engine, toy.request("a")).latents("a")
+    # Chunks of three frames of six tokens; text is no cached token.
+    assert asked == {(18, 0), (18, 18), (18, 36)}
+    assert (latents - expected).abs().max() <= 1e-4
+
+
 @pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 def test_it_is_measured_with_the_engine_s_own_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the device: Triton's interpreter, at points that it can do."""
@@ -137,3 +155,13 @@ def test_it_is_measured_with_the_engine_s_own_pages(monkeypatch: pytest.MonkeyPa
     assert strategies == ["workspace", "fused"] * 3
     assert (choice.strategy_for(64, 48), choice.strategy_for(128, 64)) == ("fused", "workspace")
     assert choice.reason == "as measured, for 192 queries"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_an_engine_on_a_gpu_measures_and_generates() -> None:
+    engine = VideoEngine(EngineConfig(device="cuda", dtype="bfloat16", kv_memory=64 * 2**20))
+    choice = engine._cache.attention
+    assert choice.strategy == "auto", choice.reason
+    (video,) = engine.generate(["a red circle over a green background"], num_frames=60)
+    assert len(video.frames) == 60

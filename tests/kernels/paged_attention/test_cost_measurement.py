@@ -129,6 +129,28 @@ def test_the_timer_on_a_cpu_leaves_the_first_call_out() -> None:
     assert len(calls) == 2
 
 
+def test_on_a_gpu_the_host_is_ahead_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    times = iter([9.0, 2.0, 3.0, 1.0, 40.0])
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            happened.append("event")
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert happened[-1] == "synchronize"
+            return next(times)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: happened.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: happened.append("synchronize"))
+    assert device_timer(torch.device("cuda"))(lambda: happened.append("run")) == 3.0
+    assert happened == ["run", "sleep", *["event", "run", "event"] * 5, "synchronize"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_on_a_gpu() -> None:
