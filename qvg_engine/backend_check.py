@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from qvg_engine.errors import ConfigError
-from qvg_engine.kernels.gpu import has_triton
+from qvg_engine.kernels.gpu import has_triton, runs_triton
 from qvg_engine.kernels.paged_attention import LayerPages, Strategy
 
 
@@ -14,7 +14,7 @@ def check_backend(backend: Strategy, layers: Sequence[LayerPages], *, device: to
     if backend != "fused":
         return
     asked = "attention_backend is 'fused'"
-    if device.type != "cuda":
+    if not runs_triton(device):
         raise ConfigError(f"{asked}, which needs a CUDA device: use 'workspace' on {device.type}")
     if not has_triton():
         raise ConfigError(f"{asked}, which needs Triton: pip install 'qvg-engine[gpu]'")

@@ -61,6 +61,7 @@ class Runner:
             store=self._cache.store,
             workspace=self._cache.workspace,
             strategy=self._config.attention_backend,
+            batch_invariant=self._config.batch_invariant,
         )
         flows = self._family.forward(
             inputs, attention, batch_invariant=self._config.batch_invariant
