@@ -14,7 +14,8 @@ from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.config import EngineConfig
-from qvg_engine.kernels.paged_attention import Workspace
+from qvg_engine.kernels.device import device_of
+from qvg_engine.kernels.paged_attention import EightBitWorkspace, Workspace, value_dtype_for
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.scheduler.needs import Needs
 
@@ -54,13 +55,7 @@ class Cache:
             device=config.torch_device,
         )
         self.block_manager = BlockManager(num_pages, config.page_size, codebooks=codebooks)
-        self.workspace = Workspace(
-            num_heads=family.geometry.num_kv_heads,
-            head_dim=family.geometry.head_dim,
-            max_tokens=workspace_tokens(family, config),
-            device=config.torch_device,
-            dtype=config.torch_dtype,
-        )
+        self.workspace = make_workspace(family, config)
         self._chunk_pages = pages_for(
             family.settings.frames_per_chunk * family.tokens_per_frame, config.page_size
         )
@@ -182,6 +177,44 @@ def workspace_tokens(family: ModelFamily, config: EngineConfig) -> int:
     if window is None:
         return FULL_HISTORY_WORKSPACE_TOKENS
     return min(FULL_HISTORY_WORKSPACE_TOKENS, window * family.tokens_per_frame)
+
+
+def make_workspace(family: ModelFamily, config: EngineConfig) -> Workspace | EightBitWorkspace:
+    """What attention decodes pages to: with "eight-bit" in INT8 and E4M3, else as it computes.
+
+    Raises `ConfigError` for heads that 8-bit attention does not take.
+    """
+    geometry, device = family.geometry, config.torch_device
+    num_heads, head_dim = geometry.num_kv_heads, geometry.head_dim
+    max_tokens = workspace_tokens(family, config)
+    if config.attention_backend == "eight-bit":
+        return EightBitWorkspace(
+            num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, device=device
+        )
+    return Workspace(
+        num_heads=num_heads,
+        head_dim=head_dim,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=config.torch_dtype,
+    )
+
+
+def workspace_bytes(family: ModelFamily, config: EngineConfig) -> int:
+    """Bytes of `make_workspace`, which is not made for it."""
+    geometry = family.geometry
+    num_heads, head_dim = geometry.num_kv_heads, geometry.head_dim
+    max_tokens = workspace_tokens(family, config)
+    if config.attention_backend == "eight-bit":
+        return EightBitWorkspace.bytes_for(
+            num_heads=num_heads,
+            head_dim=head_dim,
+            max_tokens=max_tokens,
+            value_dtype=value_dtype_for(device_of(config.torch_device)),
+        )
+    return Workspace.bytes_for(
+        num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, dtype=config.torch_dtype
+    )
 
 
 def _open_codebooks(

@@ -18,6 +18,7 @@ from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     DenseSegment,
+    EightBitWorkspace,
     PagedSegment,
     PageRuns,
     ReadTransform,
@@ -54,7 +55,7 @@ class StepAttention:
         passes: Sequence[PassReads],
         *,
         store: PageStore,
-        workspace: Workspace,
+        workspace: Workspace | EightBitWorkspace,
         strategy: Strategy,
     ) -> None:
         self._passes = passes

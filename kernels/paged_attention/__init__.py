@@ -12,6 +12,7 @@ from qvg_engine.kernels.paged_attention.attention import (
     paged_attention_with_lse,
 )
 from qvg_engine.kernels.paged_attention.decode import decode, place
+from qvg_engine.kernels.paged_attention.eight_bit import EightBitWorkspace, value_dtype_for
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
 from qvg_engine.kernels.paged_attention.segments import (
@@ -29,6 +30,7 @@ from qvg_engine.kernels.paged_attention.workspace import Workspace
 __all__ = [
     "AttentionResult",
     "DenseSegment",
+    "EightBitWorkspace",
     "IdentityTransform",
     "LayerPages",
     "PageColumns",
@@ -46,4 +48,5 @@ __all__ = [
     "paged_attention",
     "paged_attention_with_lse",
     "place",
+    "value_dtype_for",
 ]

@@ -4,6 +4,7 @@ import typer
 
 from qvg_engine.cli.examine import examine
 from qvg_engine.cli.options import (
+    AttentionBackend,
     Device,
     KvFormat,
     KvMemory,
@@ -23,6 +24,7 @@ def doctor(
     num_frames: NumFrames = None,
     max_streams: MaxStreams = None,
     kv_memory: KvMemory = None,
+    attention_backend: AttentionBackend = None,
     device: Device = "auto",
 ) -> None:
     """Say what is installed, which kernels run here, and whether videos of a length would fit."""
@@ -32,6 +34,7 @@ def doctor(
         max_streams=max_streams,
         kv_memory=kv_memory,
         device=device,
+        attention_backend=attention_backend,
     )
     length = VideoLength(seconds=seconds, num_frames=num_frames)
     raise typer.Exit(examine(settings, length))

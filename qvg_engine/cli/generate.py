@@ -7,6 +7,7 @@ import typer
 
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
+    AttentionBackend,
     Device,
     KvFormat,
     KvMemory,
@@ -60,6 +61,7 @@ def generate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
+    attention_backend: AttentionBackend = None,
     device: Device = "auto",
     batch_invariant: Annotated[
         bool,
@@ -89,6 +91,7 @@ def generate(
             max_streams=max_streams,
             kv_memory=kv_memory,
             device=device,
+            attention_backend=attention_backend,
             batch_invariant=batch_invariant,
         ),
     )

@@ -1,13 +1,14 @@
 """Options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+from qvg_engine.kernels.paged_attention import Strategy
 
 ALLOCATION_SUFFIX = ".json"
 """How the name of an allocation's file ends."""
@@ -32,6 +33,13 @@ MaxStreams = Annotated[
 KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
+AttentionBackend = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How attention reads pages: {', '.join(get_args(Strategy))}. workspace unless given."
+    ),
+]
+
 
 def engine_settings(
     *,
@@ -40,6 +48,7 @@ def engine_settings(
     max_streams: int | None,
     kv_memory: str | None,
     device: str,
+    attention_backend: str | None = None,
     batch_invariant: bool = False,
 ) -> dict[str, Any]:
     """The fields of EngineConfig that were given.
@@ -52,6 +61,7 @@ def engine_settings(
         "max_streams": max_streams,
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
+        "attention_backend": attention_backend,
         "batch_invariant": batch_invariant,
     }
     return {name: value for name, value in given.items() if value is not None}
