@@ -50,8 +50,9 @@ _COLUMNS = tl.constexpr(NUM_COLUMNS)
 _KEY_BLOCK: Final = 32
 _VALUE_BLOCK: Final = 64
 """Tokens of a program: of K 4096 numbers, of V transposed rows of 64 bytes."""
-_KEY_WARPS: Final = 4
-_VALUE_WARPS: Final = 8
+_KEY_WARPS: Final = 8
+_VALUE_WARPS: Final = 16
+"""With half as many, K of four stages spills on sm_120 and V takes up to 254 registers a thread."""
 _ALIGNMENTS: Final = (16, 8, 1)
 """What all places of tokens may be multiples of: so many codes of V are written at once."""
 
