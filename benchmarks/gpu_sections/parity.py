@@ -230,8 +230,8 @@ def _eight_bit_attention(setup: Setup, dtype: torch.dtype) -> Row:
         queries.float(), workspace, TOKENS, bias, scale
     )
     error = ((out.double() - expected.double()).norm() / expected.double().norm()).item()
-    # Weights are rounded beside the largest so far, not beside the largest of all.
-    assert error <= 0.02, f"differs by {error:.1e} of the norm, allowed are 2e-02"
+    # Weights are rounded to E4M3 beside the largest so far, not beside the largest of all.
+    assert error <= 0.04, f"differs by {error:.1e} of the norm, allowed are 4e-02"
     off = (lse - expected_lse).abs().max().item()
     assert off <= 0.01, f"log-sum-exps differ by {off:.1e}"
     return {"difference": error}

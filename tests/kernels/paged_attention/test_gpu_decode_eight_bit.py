@@ -11,11 +11,16 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from qvg_engine.kernels.codec.e4m3 import from_e4m3
 from qvg_engine.kernels.device import device_of
 from qvg_engine.kernels.paged_attention import (
+    DenseSegment,
     EightBitWorkspace,
+    LayerPages,
+    PagedSegment,
     PageRuns,
     PlainPages,
+    RopeTransform,
     gpu_bound_values,
     gpu_decode_eight_bit,
+    paged_attention_with_lse,
     reference_decode_eight_bit,
 )
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
@@ -141,6 +146,40 @@ def test_places_are_seen_to_be_aligned(
         kernels.bound_pages(workspace, pages, runs)
         kernels.decode_values(workspace, pages, runs, start=start)
     check_values(got, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_whole_strategy_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and an own chunk behind them, in pieces that are merged, by Triton's kernels alone."""
+    sizes: dict[str, Any] = {"num_heads": 2, "head_dim": 64, "device": DEVICE}
+    layer = LayerPages(
+        keys=make_pages("q2", is_key=True, **sizes),
+        values=make_pages("bfloat16", is_key=False, **sizes),
+    )
+    keys, values = torch.randn(2, 40, 2, 64, device=DEVICE)
+    positions = np.arange(500, 540)
+    own = DenseSegment(
+        keys=keys, values=values, positions=positions, log_weights=torch.rand(40, device=DEVICE)
+    )
+    queries = torch.randn(40, 2, 64, device=DEVICE) / 4
+    grid = RopeGrid(RopeTables(head_dim=64, device=DEVICE), height=5, width=8)
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr("qvg_engine.kernels.gpu.supports", lambda _, on_gpu=on_gpu: on_gpu)
+        results.append(
+            paged_attention_with_lse(
+                queries,
+                [PagedSegment(layer, RUNS), own],
+                workspace=nan_workspace(max_tokens=160, value_dtype=E4M3, **sizes),
+                transform=RopeTransform(grid),
+                query_positions=positions,
+                strategy="eight-bit",
+            )
+        )
+    expected, got = results
+    # Weights are rounded to E4M3 beside the largest so far, not beside the largest of all.
+    assert float((got.out - expected.out).norm() / expected.out.norm()) < 0.03
+    torch.testing.assert_close(got.lse, expected.lse, rtol=0, atol=1e-2)
 
 
 def test_nothing_to_decode_writes_nothing() -> None:
