@@ -4,16 +4,16 @@ It is the one place where a network's layers meet the pages. A commit pass's K a
 reserved pages layer by layer, so that no more than one layer of them is alive at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     AttentionPass,
@@ -45,9 +45,10 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
-    `batch_invariant`: no bit of a pass depends on the others.
-    After the forward, `figures` holds what was seen of each commit's span, where pages refer to
-    codebooks, and `failures` why a commit could not be stored, both by commit id.
+    `strategy_for` says how a pass of so many queries attends to so many cached tokens;
+    `batch_invariant`: no bit of a pass depends on the others. After the forward, `reports` holds
+    what was seen of each commit's span, where pages refer to codebooks, and `failures` why a commit
+    could not be stored, both by commit id.
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class StepAttention:
         *,
         store: PageStore,
         workspace: Workspace,
-        strategy: Strategy,
+        strategy_for: Callable[[int, int], Strategy],
         batch_invariant: bool = False,
     ) -> None:
         self._passes = passes
         self._store = store
         self._workspace = workspace
-        self._strategy = strategy
+        self._strategy_for = strategy_for
         self._batch_invariant = batch_invariant
-        self.figures: dict[int, SpanFigures] = {}
+        self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -109,16 +110,20 @@ class StepAttention:
             queries,
             passes,
             workspace=self._workspace,
-            strategy=self._strategy,
+            strategy=[self._strategy(part) for part in passes],
             together=not self._batch_invariant,
         )
+
+    def _strategy(self, part: AttentionPass) -> Strategy:
+        paged = (s for s in part.segments if isinstance(s, PagedSegment))
+        return self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
 
     def _write(
         self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns
     ) -> None:
         stored = commit.num_tokens
         if commit.span is not None:
-            self.figures.setdefault(commit.commit_id, self._store.new_figures())
+            self.reports.setdefault(commit.commit_id, self._store.new_report())
         try:
             self._store.write(
                 layer,
@@ -126,7 +131,7 @@ class StepAttention:
                 keys=keys[-stored:],
                 values=values[-stored:],
                 span=commit.span,
-                figures=self.figures.get(commit.commit_id),
+                report=self.reports.get(commit.commit_id),
                 seen=seen,
                 refined=commit.refined,
             )

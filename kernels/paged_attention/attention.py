@@ -12,7 +12,7 @@ from torch import Tensor
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.paged_attention import cpu_attention, dense, reference
 from qvg_engine.kernels.paged_attention.decode import decode, place
-from qvg_engine.kernels.paged_attention.passes import AttentionPass, check_passes
+from qvg_engine.kernels.paged_attention.passes import AttentionPass, check_passes, close_up
 from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
 from qvg_engine.kernels.paged_attention.workspace import Workspace
@@ -78,7 +78,7 @@ def batched_attention(
     *,
     workspace: Workspace,
     scale: float | None = None,
-    strategy: Strategy = "workspace",
+    strategy: Strategy | Sequence[Strategy] = "workspace",
     together: bool = True,
 ) -> Tensor:
     """`paged_attention` of many passes, each over its own segments.
@@ -86,21 +86,36 @@ def batched_attention(
     Args:
         queries: [tokens, heads, head_dim], those of all passes.
         passes: ranges of them, in order, all of them together; of different lengths.
-        workspace, scale, strategy: as for one pass. "fused" reads the pages of all passes that are
-            rotated alike in one launch; the others go pass by pass.
+        workspace, scale: as for one pass.
+        strategy: of all passes, or one for each. The pages of all that are "fused" and rotated
+            alike are read in one launch; the others go pass by pass.
         together: False makes "fused" go pass by pass too, so that no bit of a pass depends on the
             others.
 
     Returns [tokens, heads, head_dim] in the dtype of `queries`.
     """
     check_passes(passes, queries.shape[0])
-    if strategy == "fused" and together and passes:
+    names = [strategy] * len(passes) if isinstance(strategy, str) else strategy
+    alike = [part for part, name in zip(passes, names, strict=True) if name == "fused" and together]
+    if alike and len(alike) == len(passes):
         return _attend_fused(queries, passes, workspace, scale).out
     out = torch.empty_like(queries)
-    for part in passes:
-        rows = slice(part.start, part.stop)
-        out[rows] = _attend_one(
-            queries[rows], part.alone(), workspace, scale, strategy, needs_lse=False
+    if alike:
+        rows = torch.cat([queries[part.start : part.stop] for part in alike])
+        moved = close_up(alike)
+        found = _attend_fused(rows, moved, workspace, scale).out
+        for part, there in zip(alike, moved, strict=True):
+            out[part.start : part.stop] = found[there.start : there.stop]
+    for part, name in zip(passes, names, strict=True):
+        if name == "fused" and together:
+            continue
+        out[part.start : part.stop] = _attend_one(
+            queries[part.start : part.stop],
+            part.alone(),
+            workspace,
+            scale,
+            name,
+            needs_lse=False,
         ).out
     return out
 

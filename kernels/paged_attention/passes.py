@@ -49,6 +49,15 @@ class AttentionPass:
         return replace(self, start=0, stop=self.num_queries)
 
 
+def close_up(passes: Sequence[AttentionPass]) -> list[AttentionPass]:
+    """Some passes of a batch as a batch of their own, in the same order."""
+    ends = np.cumsum([part.num_queries for part in passes]).tolist()
+    return [
+        replace(part, start=end - part.num_queries, stop=end)
+        for part, end in zip(passes, ends, strict=True)
+    ]
+
+
 def check_passes(passes: Sequence[AttentionPass], num_queries: int) -> None:
     """Assert that the passes take all queries, in order."""
     ends = [0, *(part.stop for part in passes)]

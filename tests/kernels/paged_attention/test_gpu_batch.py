@@ -185,6 +185,24 @@ def test_pass_by_pass_is_the_same_bit_by_bit(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(found[part.start : part.stop], wanted), part.start
 
 
+def test_each_pass_can_have_its_own_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = []
+    attend = gpu_fused.attend
+
+    def noting(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        launches.append(len(given[2]))
+        return attend(*given, **named)
+
+    monkeypatch.setattr(gpu_fused, "attend", noting)
+    strategies: list[Strategy] = ["workspace", "fused", "reference", "fused"]
+    queries = torch.randn(sum(LENGTHS[:4]), HEADS, HEAD_DIM)
+    passes = make_passes(layer("qvg"), [RopeTransform(make_grid())], num_passes=4)
+    found = batched_attention(queries, passes, workspace=workspace(), strategy=strategies)
+    check(queries, passes, found, 2e-5)
+    chosen = [part for part, name in zip(passes, strategies, strict=True) if name == "fused"]
+    assert launches == [sum(bool(part.segments[0].num_tokens) for part in chosen)]
+
+
 def test_no_pass() -> None:
     nothing = torch.empty(0, HEADS, HEAD_DIM)
     assert batched_attention(nothing, [], workspace=workspace(), strategy="fused").shape[0] == 0
