@@ -24,6 +24,7 @@ from qvg_engine.kernels.paged_attention import (
     Strategy,
     Workspace,
     paged_attention,
+    transforms_in,
 )
 from qvg_engine.text_pool import TextEntry
 
@@ -84,6 +85,43 @@ class StepAttention:
             if item.commit is not None:
                 self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
         return output
+
+    def self_attentions(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        with_text: bool = False,
+    ) -> tuple[Tensor, ...]:
+        counts = {len(transforms_in(item.transform)) for item in self._passes}
+        assert len(counts) == 1, f"passes of one network have {counts} transforms"
+        outputs = tuple(torch.empty_like(queries) for _ in range(counts.pop()))
+        for item in self._passes:
+            own = DenseSegment(
+                keys=keys[item.rows], values=values[item.rows], positions=item.positions
+            )
+            cached = PagedSegment(self._store.layer(layer), item.pages)
+            text = (item.text.layers[layer],) if with_text else ()
+            for output, transform in zip(outputs, transforms_in(item.transform), strict=True):
+                output[item.rows] = paged_attention(
+                    queries[item.rows],
+                    (*text, cached, own),
+                    transform=transform,
+                    query_positions=item.positions,
+                    workspace=self._workspace,
+                    strategy=self._strategy_for(transform),
+                )
+        for item in self._passes:
+            if item.commit is not None:
+                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
+        return outputs
+
+    def _strategy_for(self, transform: ReadTransform) -> Strategy:
+        """Tiles that are decoded inside of attention can be rotated, and nothing else."""
+        fused = self._strategy == "fused"
+        return "workspace" if fused and transform.rope is None else self._strategy
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         output = torch.empty_like(queries)

@@ -24,6 +24,7 @@ from qvg_engine.kernels.paged_attention.transform import (
     ReadTransform,
     RopeTransform,
 )
+from qvg_engine.kernels.paged_attention.transform_set import TransformSet, transforms_in
 from qvg_engine.kernels.paged_attention.workspace import Workspace
 
 __all__ = [
@@ -40,10 +41,12 @@ __all__ = [
     "RopeTransform",
     "Segment",
     "Strategy",
+    "TransformSet",
     "Workspace",
     "decode",
     "encode",
     "paged_attention",
     "paged_attention_with_lse",
     "place",
+    "transforms_in",
 ]

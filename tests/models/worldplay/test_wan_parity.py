@@ -1,0 +1,79 @@
+"""The 5B equals the original, from the pose string to the latents."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from qvg_engine import VideoRequest
+from qvg_engine.models.worldplay.checkpoint import build_wan_network, read_weights
+from qvg_engine.models.worldplay.conditions import WorldPlayConditions
+from qvg_engine.models.worldplay.wan_family import WorldPlayWanFamily, wan_settings
+from tests.models.worldplay.conftest import (
+    CACHE_BAR,
+    FLOW_BAR,
+    WorldPlayCase,
+    check_passes,
+    largest_difference,
+    run_recorded,
+)
+
+
+@pytest.fixture
+def family(worldplay_case: WorldPlayCase) -> WorldPlayWanFamily:
+    text_len = worldplay_case.tensors["text"].shape[1]
+    settings = msgspec.structs.replace(wan_settings((48, 4, 6)), text_len=text_len)
+    network = build_wan_network(read_weights(worldplay_case.folder / "model.pt"))
+    return WorldPlayWanFamily(network, settings)
+
+
+def request_of(case: WorldPlayCase, **conditions: Any) -> VideoRequest:
+    given = {
+        "pose": case.info["pose"],
+        "image_latents": case.frames("image"),
+        **conditions,
+    }
+    return VideoRequest(
+        request_id="original",
+        prompt_embeds=case.tensors["text"][0],
+        noise=case.frames("noise"),
+        conditions=WorldPlayConditions(**given),
+        output="latents",
+        trace=True,
+    )
+
+
+@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
+def test_every_pass_and_the_cache(
+    family: WorldPlayWanFamily, worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = worldplay_case
+    recorded = run_recorded(family, request_of(case), monkeypatch)
+    check_passes(recorded, case)
+    for layer, cache in enumerate(recorded.trace.caches[0]):
+        keys = torch.cat([keys for keys, _ in cache.transformed], dim=-1)
+        values = torch.cat([values for _, values in cache.transformed], dim=-1)
+        for ours, name in ((keys, "k"), (values, "v")):
+            theirs = case.tensors[f"kv.{name}.l{layer}"][0].transpose(0, 1)
+            assert largest_difference(ours, theirs) <= CACHE_BAR
+
+
+@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
+def test_the_pages_hold_keys_and_values_once(
+    family: WorldPlayWanFamily, worldplay_case: WorldPlayCase
+) -> None:
+    geometry = family.geometry
+    assert (geometry.num_kv_heads, geometry.head_dim) == (worldplay_case.info["heads"], 128)
+
+
+@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
+@pytest.mark.parametrize("changed", [{"actions": (0,) * 12}, {"pose": "s-11"}])
+def test_actions_and_cameras_count(
+    family: WorldPlayWanFamily,
+    worldplay_case: WorldPlayCase,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+) -> None:
+    recorded = run_recorded(family, request_of(worldplay_case, **changed), monkeypatch)
+    assert largest_difference(recorded.latents, worldplay_case.frames("latents")) > 100 * FLOW_BAR
