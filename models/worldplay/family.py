@@ -98,10 +98,8 @@ class WorldPlayFamily(ABC):
         """The first branch's text after a switch."""
 
     @abstractmethod
-    def _condition(
-        self, image: Tensor | None, num_frames: int, inputs: StreamInputs
-    ) -> Tensor | None:
-        """Channels [F, Cc, h, w] that go to the network with the latents."""
+    def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:
+        """Channels [Cc, h, w] that go to the network with the first latent frame."""
 
     def published_keys(self, keys: Tensor) -> Tensor:
         """Keys [..., head_dim] in the original channel order."""
@@ -134,7 +132,7 @@ class WorldPlayFamily(ABC):
             retext=lambda text: self._retext(text, given),
             points=given.points(),
             guidance_scale=guidance,
-            condition=self._condition(image, num_frames, inputs),
+            condition=self._condition(image, inputs),
             image=image if self.settings.keeps_image else None,
         )
         return WorldPlayProgram(

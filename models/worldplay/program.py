@@ -30,9 +30,9 @@ class WorldPlayVideo(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `cameras` and `labels` are those of all latent frames, context included. `texts` are the rows of
     each branch, the prompt's first, and `text_rows` the most that all of them will have; `retext`
-    gives the prompt's rows after a switch. `condition` [F, Cc, h, w] are channels that go to the
-    network with the latents; `image` [C, h, w] is the first latent frame, where it is kept as it
-    is.
+    gives the prompt's rows after a switch. `condition` [Cc, h, w] are channels that go to the
+    network with the first latent frame, and as zeros with the others; `image` [C, h, w] is the
+    first latent frame, where it is kept as it is.
     """
 
     inputs: StreamInputs
@@ -136,7 +136,9 @@ class WorldPlayProgram:
     def pass_inputs(self) -> Sequence[WorldPlayPass]:
         frames, latents = self._frames(), self._latents()
         if self._video.condition is not None:
-            channels = self._video.condition[list(frames)].to(latents)
+            channels = latents.new_zeros(len(frames), *self._video.condition.shape)
+            if frames[0] == 0:
+                channels[0] = self._video.condition
             latents = torch.cat([latents, channels], dim=1)
         slot = len(self._memory) if self._has_memory else 0
         item = WorldPlayPass(

@@ -123,7 +123,5 @@ class WorldPlayWanFamily(WorldPlayFamily):
     def _retext(self, text: TextRows, given: WorldPlayConditions) -> TextRows:
         return text
 
-    def _condition(
-        self, image: Tensor | None, num_frames: int, inputs: StreamInputs
-    ) -> Tensor | None:
+    def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:
         return None
