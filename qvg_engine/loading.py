@@ -12,6 +12,8 @@ from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.files import LATENT_SIZE, WanFiles, find_wan
+from qvg_engine.models.worldplay.files import find_worldplay
+from qvg_engine.worldplay_model import load_worldplay
 
 EMBEDDED_MODEL = "pocket"
 
@@ -44,6 +46,9 @@ def load_family(config: EngineConfig) -> ModelFamily:
             device=device,
             dtype=dtype,
         )
+    worldplay = find_worldplay(path)
+    if worldplay is not None:
+        return load_worldplay(worldplay, config, override)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     if files is not None:
         return _load_wan_family(files, config)

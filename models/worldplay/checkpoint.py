@@ -1,25 +1,21 @@
 """Loading WorldPlay's weights: the 5B in diffusers' names, the 8B in its own."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvg_engine.kernels.rope.layout import half_split_index
-from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES, check_keys, wan_names
-from qvg_engine.models.wan.config import WanConfig, config_from_weights
-from qvg_engine.models.wan.layout import to_internal
-from qvg_engine.models.weights_file import read_weights_file, state_dict_in
+from qvg_engine.models.wan.checkpoint import check_keys
+from qvg_engine.models.wan.config import config_from_weights
+from qvg_engine.models.wan.layout import internal
+from qvg_engine.models.wan.names import wan_names, without_prefixes
 from qvg_engine.models.worldplay import hunyuan_config
+from qvg_engine.models.worldplay.files import WorldPlayFiles
 from qvg_engine.models.worldplay.hunyuan_config import HunyuanConfig
 from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
 from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
-
-WAN_MARK = "condition_embedder.action_embedder.linear_1.weight"
-HUNYUAN_MARK = "action_in.mlp.0.weight"
-"""Checkpoints of the 5B, and of the 8B, have a tensor whose name ends so; no other model has."""
 
 _ROTATED = re.compile(r"^double_blocks\.\d+\.(img|txt)_attn_[qk](_norm)?\.")
 
@@ -30,58 +26,99 @@ _CAMERA_NAMES = (
 )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of all safetensors files in a folder (of `model.pt` if none)."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        files = [path / "model.pt"]
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= state_dict_in(read_weights_file(file), STATE_DICT_NAMES, file)
-    return weights
-
-
-def build_wan_network(
-    weights: Mapping[str, Tensor], *, config: WanConfig | None = None
+def load_wan_network(
+    files: WorldPlayFiles,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    num_heads: int | None = None,
 ) -> CameraWanNetwork:
-    """The 5B's network, in fp32, from a state dict with any wrapper prefixes.
+    """The 5B's network; sizes are read from the weights, heads have 128 channels unless given.
 
-    Raises `CheckpointError` that lists missing, left-over and wrongly shaped tensors.
+    The host holds one tensor at a time beside what the network keeps; on the device "meta" nothing
+    but headers is read. Raises `CheckpointError` for files that are corrupt, or of another model
+    (missing, left-over and wrongly shaped tensors are listed).
     """
-    named = wan_names(weights)
-    for pattern, replacement in _CAMERA_NAMES:
-        named = {re.sub(pattern, replacement, key): value for key, value in named.items()}
-    config = config or config_from_weights(named)
+    file_names = {
+        _camera_name(name): given for name, given in wan_names(files.weights.shapes).items()
+    }
+    shapes = {name: files.weights.shapes[given] for name, given in file_names.items()}
+    config = config_from_weights(shapes, num_heads=num_heads)
     with torch.device("meta"):
-        network = CameraWanNetwork(config)
-    check_keys(network.state_dict(), named)
-    single = {key: value.to(torch.float32) for key, value in named.items()}
-    network.load_state_dict(to_internal(single, config.head_dim), assign=True)
-    return network.eval().requires_grad_(False)
-
-
-def build_hunyuan_network(
-    weights: Mapping[str, Tensor], *, config: HunyuanConfig | None = None
-) -> HunyuanNetwork:
-    """The 8B's network, in fp32, from a state dict with the published names and channel order.
-
-    Raises `CheckpointError` that lists missing, left-over and wrongly shaped tensors.
-    """
-    named = wan_names(weights)
-    config = config or hunyuan_config.config_from_weights(named)
-    with torch.device("meta"):
-        network = HunyuanNetwork(config)
-    check_keys(network.state_dict(), named)
-    network.load_state_dict(
-        {key: _internal(key, value.to(torch.float32), config) for key, value in named.items()},
-        assign=True,
+        network = CameraWanNetwork(config).to(dtype)
+    _fill(
+        network,
+        files,
+        file_names,
+        lambda name, value: internal(name, value, config.head_dim),
+        device=device,
+        dtype=dtype,
     )
     return network.eval().requires_grad_(False)
 
 
-def _internal(key: str, value: Tensor, config: HunyuanConfig) -> Tensor:
-    """Queries and keys of the blocks in the internal channel order, all else as it is."""
-    if not _ROTATED.search(key):
+def load_hunyuan_network(
+    files: WorldPlayFiles,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> HunyuanNetwork:
+    """The 8B's network, as `load_wan_network` loads the 5B's; RoPE is as `config.json` says."""
+    file_names = {without_prefixes(given): given for given in files.weights.shapes}
+    shapes = {name: files.weights.shapes[given] for name, given in file_names.items()}
+    config = hunyuan_config.config_from_weights(
+        shapes, rope_dims=files.rope_dims, rope_theta=files.rope_theta
+    )
+    with torch.device("meta"):
+        network = HunyuanNetwork(config).to(dtype)
+    _fill(
+        network,
+        files,
+        file_names,
+        lambda name, value: internal_tensor(name, value, config),
+        device=device,
+        dtype=dtype,
+    )
+    return network.eval().requires_grad_(False)
+
+
+def internal_tensor(name: str, value: Tensor, config: HunyuanConfig) -> Tensor:
+    """A tensor of the 8B in the internal channel order; itself where there is nothing to permute.
+
+    Queries and keys of both streams, and the weights of their norms, are.
+    """
+    if not _ROTATED.search(name):
         return value
-    num_heads = 1 if "norm" in key else config.num_heads
-    return value[half_split_index(config.head_dim, num_heads)]
+    num_heads = 1 if "norm" in name else config.num_heads
+    return value[half_split_index(config.head_dim, num_heads).to(value.device)]
+
+
+def _fill(
+    network: nn.Module,
+    files: WorldPlayFiles,
+    file_names: Mapping[str, str],
+    internal_order: Callable[[str, Tensor], Tensor],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Load the files' tensors into a network on the meta device; `file_names` by its names."""
+    check_keys(
+        network.state_dict(),
+        {name: files.weights.shapes[given] for name, given in file_names.items()},
+    )
+    if torch.device(device).type == "meta":
+        return
+    names = {given: name for name, given in file_names.items()}
+    state = {}
+    for given, value in files.weights.read():
+        ordered = internal_order(names[given], value)
+        state[names[given]] = ordered.to(device=device, dtype=dtype, copy=True)
+        del value, ordered
+    network.load_state_dict(state, assign=True)
+
+
+def _camera_name(name: str) -> str:
+    for pattern, replacement in _CAMERA_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -33,6 +33,11 @@ class WorldPlaySettings(RolloutSettings, frozen=True, kw_only=True, forbid_unkno
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.positions != "absolute":
+            raise ConfigError(
+                f"positions is {self.positions!r}: WorldPlay counts those of memory and chunk "
+                "anew for every chunk; give 'absolute'"
+            )
         if self.guidance_scale < 1:
             raise ConfigError(f"guidance_scale is {self.guidance_scale}: give 1 or more")
         if self.recent_frames < 1:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from qvg_engine import VideoRequest
-from qvg_engine.models.worldplay.checkpoint import build_hunyuan_network, read_weights
+from qvg_engine import EngineConfig, VideoRequest
+from qvg_engine.loading import load_family
+from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
 from qvg_engine.models.worldplay.hunyuan_config import HunyuanConfig
-from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily, hunyuan_settings
 from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
 from tests.models.worldplay.conftest import (
     CACHE_BAR,
@@ -26,9 +26,9 @@ PUBLISHED_PARAMETERS, PUBLISHED_TENSORS = 8_557_933_856, 1_905
 
 
 @pytest.fixture
-def family(worldplay_case: WorldPlayCase) -> WorldPlayHunyuanFamily:
-    network = build_hunyuan_network(read_weights(worldplay_case.folder.with_name("8b")))
-    return WorldPlayHunyuanFamily(network, hunyuan_settings((32, 4, 6)))
+def family(worldplay_case: WorldPlayCase) -> ModelFamily:
+    folder = worldplay_case.folder.with_name("8b")
+    return load_family(EngineConfig(model=str(folder), latent_shape=(32, 4, 6), device="cpu"))
 
 
 def valid(case: WorldPlayCase, name: str) -> Tensor:
@@ -56,7 +56,7 @@ def request_of(case: WorldPlayCase, **conditions: Any) -> VideoRequest:
 
 @pytest.mark.parametrize("worldplay_case", ["8b-distilled"], indirect=True)
 def test_every_pass_and_the_caches(
-    family: WorldPlayHunyuanFamily,
+    family: ModelFamily,
     worldplay_case: WorldPlayCase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,7 +88,7 @@ def test_every_pass_and_the_caches(
     [{"actions": (0,) * 12}, {"pose": "s-11"}, {"glyph_embeds": None}, {"image_latents": None}],
 )
 def test_every_condition_counts(
-    family: WorldPlayHunyuanFamily,
+    family: ModelFamily,
     worldplay_case: WorldPlayCase,
     monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, Any],

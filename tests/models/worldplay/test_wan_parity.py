@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 
-from qvg_engine import VideoRequest
-from qvg_engine.models.worldplay.checkpoint import build_wan_network, read_weights
+from qvg_engine import EngineConfig, VideoRequest
+from qvg_engine.loading import load_family
+from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
-from qvg_engine.models.worldplay.wan_family import WorldPlayWanFamily, wan_settings
 from tests.models.worldplay.conftest import (
     CACHE_BAR,
     FLOW_BAR,
@@ -21,11 +20,14 @@ from tests.models.worldplay.conftest import (
 
 
 @pytest.fixture
-def family(worldplay_case: WorldPlayCase) -> WorldPlayWanFamily:
-    text_len = worldplay_case.tensors["text"].shape[1]
-    settings = msgspec.structs.replace(wan_settings((48, 4, 6)), text_len=text_len)
-    network = build_wan_network(read_weights(worldplay_case.folder / "model.pt"))
-    return WorldPlayWanFamily(network, settings)
+def family(worldplay_case: WorldPlayCase) -> ModelFamily:
+    config = EngineConfig(
+        model=str(worldplay_case.folder),
+        latent_shape=(48, 4, 6),
+        text_len=worldplay_case.tensors["text"].shape[1],
+        device="cpu",
+    )
+    return load_family(config)
 
 
 def request_of(case: WorldPlayCase, **conditions: Any) -> VideoRequest:
@@ -46,7 +48,7 @@ def request_of(case: WorldPlayCase, **conditions: Any) -> VideoRequest:
 
 @pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
 def test_every_pass_and_the_cache(
-    family: WorldPlayWanFamily, worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+    family: ModelFamily, worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = worldplay_case
     recorded = run_recorded(family, request_of(case), monkeypatch)
@@ -61,7 +63,7 @@ def test_every_pass_and_the_cache(
 
 @pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
 def test_the_pages_hold_keys_and_values_once(
-    family: WorldPlayWanFamily, worldplay_case: WorldPlayCase
+    family: ModelFamily, worldplay_case: WorldPlayCase
 ) -> None:
     geometry = family.geometry
     assert (geometry.num_kv_heads, geometry.head_dim) == (worldplay_case.info["heads"], 128)
@@ -70,7 +72,7 @@ def test_the_pages_hold_keys_and_values_once(
 @pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
 @pytest.mark.parametrize("changed", [{"actions": (0,) * 12}, {"pose": "s-11"}])
 def test_actions_and_cameras_count(
-    family: WorldPlayWanFamily,
+    family: ModelFamily,
     worldplay_case: WorldPlayCase,
     monkeypatch: pytest.MonkeyPatch,
     changed: dict[str, Any],
