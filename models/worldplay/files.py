@@ -41,6 +41,34 @@ class WorldPlayFiles(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     rope_theta: float = PUBLISHED_ROPE_THETA
 
 
+class _WanConfigFile(msgspec.Struct):
+    num_attention_heads: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        return {"num_heads": self.num_attention_heads}
+
+
+class _HunyuanConfigFile(msgspec.Struct):
+    rope_dim_list: tuple[int, int, int] = PUBLISHED_ROPE_DIMS
+    rope_theta: float = PUBLISHED_ROPE_THETA
+    patch_size: tuple[int, int, int] | int = 1
+    mm_single_blocks_depth: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        if self.patch_size not in (1, (1, 1, 1)):
+            raise CheckpointError(f"config.json: patch_size is {self.patch_size}: 1 alone is known")
+        if self.mm_single_blocks_depth:
+            raise CheckpointError(
+                f"config.json: mm_single_blocks_depth is {self.mm_single_blocks_depth}: single "
+                "blocks are not known"
+            )
+        return {"rope_dims": self.rope_dim_list, "rope_theta": self.rope_theta}
+
+
+_Config = _WanConfigFile | _HunyuanConfigFile
+_CONFIGS: dict[Kind, type[_Config]] = {"5b": _WanConfigFile, "8b": _HunyuanConfigFile}
+
+
 def find_worldplay(path: Path) -> WorldPlayFiles | None:
     """The checkpoint at `path`, a weights file or a folder; None if it is of another model.
 
@@ -54,13 +82,12 @@ def find_worldplay(path: Path) -> WorldPlayFiles | None:
     kind = _kind(weights)
     if kind is None:
         return None
-    given = _read_config(folder / CONFIG_NAME)
     return WorldPlayFiles(
         name=folder.resolve().name,
         kind=kind,
         weights=weights,
         guided=folder.resolve().name in GUIDED_FOLDERS,
-        **(_wan_fields(given) if kind == "5b" else _hunyuan_fields(given)),
+        **_read_config(folder / CONFIG_NAME, _CONFIGS[kind]).fields(),
     )
 
 
@@ -91,26 +118,11 @@ def _kind(weights: Weights) -> Kind | None:
     return None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """What `config.json` says, or nothing where there is none."""
+def _read_config(path: Path, config_type: type[_Config]) -> _Config:
+    """What `config.json` says, or what was published where there is none."""
     if not path.is_file():
-        return {}
+        return config_type()
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(path.read_bytes(), type=config_type)
     except (msgspec.DecodeError, OSError) as error:
-        raise CheckpointError(f"{path} is no config of a network: {error}") from error
-    return content
-
-
-def _wan_fields(given: dict[str, Any]) -> dict[str, Any]:
-    return {"num_heads": given.get("num_attention_heads")}
-
-
-def _hunyuan_fields(given: dict[str, Any]) -> dict[str, Any]:
-    for name, only in (("patch_size", [1, 1, 1]), ("mm_single_blocks_depth", 0)):
-        if given.get(name, only) != only:
-            raise CheckpointError(f"config.json: {name} is {given[name]}: only {only} is known")
-    return {
-        "rope_dims": tuple(given.get("rope_dim_list", PUBLISHED_ROPE_DIMS)),
-        "rope_theta": float(given.get("rope_theta", PUBLISHED_ROPE_THETA)),
-    }
+        raise CheckpointError(f"{path} is no config of this network: {error}") from error
