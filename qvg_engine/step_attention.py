@@ -111,17 +111,12 @@ class StepAttention:
                     transform=transform,
                     query_positions=item.positions,
                     workspace=self._workspace,
-                    strategy=self._strategy_for(transform),
+                    strategy=_strategy_under(transform, self._strategy),
                 )
         for item in self._passes:
             if item.commit is not None:
                 self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
         return outputs
-
-    def _strategy_for(self, transform: ReadTransform) -> Strategy:
-        """Tiles that are decoded inside of attention can be rotated, and nothing else."""
-        fused = self._strategy == "fused"
-        return "workspace" if fused and transform.rope is None else self._strategy
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         output = torch.empty_like(queries)
@@ -154,3 +149,8 @@ class StepAttention:
         except NonFiniteError as error:
             # One stream's mistake: the others in the batch go on.
             self.failures.setdefault(commit.commit_id, str(error))
+
+
+def _strategy_under(transform: ReadTransform, strategy: Strategy) -> Strategy:
+    """Where pages are decoded inside of attention they can be rotated, and nothing else."""
+    return strategy if transform.rope is not None or strategy == "reference" else "workspace"

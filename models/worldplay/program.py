@@ -14,10 +14,10 @@ from torch import Tensor
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.kernels.paged_attention import ReadTransform, RopeTransform, TransformSet
 from qvg_engine.kernels.rope import RopeGrid
-from qvg_engine.models.program import Advance, CleanChunk, PassRecord, StreamInputs, TextRows
+from qvg_engine.models.program import Advance, CleanChunk, StreamInputs, TextRows
 from qvg_engine.models.worldplay.cameras import CameraPath
 from qvg_engine.models.worldplay.memory import select_memory
-from qvg_engine.models.worldplay.passes import WorldPlayPass
+from qvg_engine.models.worldplay.passes import WorldPlayPass, WorldPlayRecord
 from qvg_engine.models.worldplay.projective import ProjectiveTransform, projections
 from qvg_engine.models.worldplay.sampler import EulerSampler
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
@@ -156,7 +156,7 @@ class WorldPlayProgram:
         flow = self._guided(flows)
         timestep = self._timesteps()[-1]
         x0 = self._sampler.predict_x0(latents, flow, timestep)
-        records = self._records(flows, x0, timestep)
+        records = self._records(flows, flow, x0, timestep)
         if not self._has_memory:
             self._has_memory = True
             return Advance(records=records)
@@ -261,18 +261,20 @@ class WorldPlayProgram:
         return last if capacity is None else min(last, capacity)
 
     def _records(
-        self, flows: Sequence[Tensor], x0: Tensor, timestep: float
-    ) -> tuple[PassRecord, ...]:
+        self, flows: Sequence[Tensor], guided: Tensor, x0: Tensor, timestep: float
+    ) -> tuple[WorldPlayRecord, ...]:
         if not self._video.inputs.record_passes:
             return ()
         return tuple(
-            PassRecord(
+            WorldPlayRecord(
                 chunk_index=self._chunk,
                 branch=branch,
                 step=self._step if self._has_memory else None,
                 timestep=timestep,
                 x0=x0.cpu(),
                 flow=flow.cpu(),
+                frames=tuple(self._frames()),
+                guided_flow=guided.cpu(),
             )
             for branch, flow in enumerate(flows)
         )

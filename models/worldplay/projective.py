@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.kernels.rope.layout import to_half_split, to_interleaved
-
 RUN = 4
 """Channels that one 4x4 matrix multiplies."""
 
@@ -63,10 +61,10 @@ class ProjectiveTransform:
 
     def queries(self, queries: Tensor, positions: NDArray[np.int64]) -> Tensor:
         # Row vectors: x @ P is P^T x.
-        return to_half_split(self._apply(to_interleaved(queries), self.projection, positions))
+        return _half_split(self._apply(_interleaved(queries), self.projection, positions))
 
     def keys(self, keys: Tensor, positions: NDArray[np.int64]) -> Tensor:
-        return to_half_split(self._apply(to_interleaved(keys), self.inverse.mT, positions))
+        return _half_split(self._apply(_interleaved(keys), self.inverse.mT, positions))
 
     def values(self, values: Tensor, positions: NDArray[np.int64]) -> Tensor:
         return self._apply(values, self.inverse.mT, positions)
@@ -81,6 +79,18 @@ class ProjectiveTransform:
             block = x[rows].float().reshape(frames.stop - frames.start, -1, RUN)
             out[rows] = (block @ matrices[frames]).view(out[rows].shape)
         return out
+
+
+def _interleaved(x: Tensor) -> Tensor:
+    """`to_interleaved` without a table of indices, which would have to be copied to a device."""
+    published: Tensor = x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+    return published
+
+
+def _half_split(x: Tensor) -> Tensor:
+    """The inverse of `_interleaved`."""
+    internal: Tensor = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    return internal
 
 
 def _blocks(frames: NDArray[np.int64]) -> Iterator[tuple[slice, slice]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qvg_engine import EngineConfig, VideoEngine, VideoOutput, VideoRequest
 from qvg_engine.models.program import PassInputs
+from qvg_engine.models.worldplay.passes import WorldPlayRecord
 from qvg_engine.output import Trace
 from tests.conftest import FIXTURES
 
@@ -31,6 +32,11 @@ class WorldPlayCase:
     def frames(self, name: str) -> Tensor:
         """A tensor [1, C, F, h, w] as [F, C, h, w]."""
         return self.tensors[name][0].transpose(0, 1)
+
+    def memory(self, chunk: int) -> list[int]:
+        """The frames that a chunk remembers."""
+        frames: list[int] = self.tensors[f"memory.c{chunk}"].tolist()
+        return frames
 
 
 @pytest.fixture
@@ -90,16 +96,18 @@ def check_passes(recorded: Recorded, case: WorldPlayCase) -> None:
     seen = 0
     memory: dict[int, Tensor] = {}
     for record, item in zip(recorded.trace.passes, recorded.inputs, strict=True):
+        assert isinstance(record, WorldPlayRecord)
         if record.step is None:
             memory[record.chunk_index] = item.latents
+            frames = case.info["memory"][f"c{record.chunk_index}"]
+            assert list(record.frames) == frames == case.memory(record.chunk_index)
             continue
         place = f"c{record.chunk_index}.s{record.step}"
         assert largest_difference(item.latents, case.frames(f"in.{place}")) <= FLOW_BAR, place
         assert largest_difference(record.flow, case.frames(f"out.{place}")) <= FLOW_BAR, place
         seen += 1
     assert seen == case.info["chunks"] * case.info["steps"]
-    for chunk, frames in case.info["memory"].items():
-        assert len(memory[int(chunk[1:])]) == len(frames)
+    assert len(memory) == len(case.info["memory"])
     last = max(memory)
     assert largest_difference(memory[last], case.frames(f"mem_in.c{last}")) <= FLOW_BAR
     assert largest_difference(recorded.latents, case.frames("latents")) <= FLOW_BAR

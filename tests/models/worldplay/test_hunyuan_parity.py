@@ -25,10 +25,14 @@ from tests.models.worldplay.conftest import (
 PUBLISHED_PARAMETERS, PUBLISHED_TENSORS = 8_557_933_856, 1_905
 
 
+def load(case: WorldPlayCase, **settings: Any) -> ModelFamily:
+    given = {"latent_shape": (32, 4, 6), "device": "cpu", **settings}
+    return load_family(EngineConfig(model=str(case.folder.with_name("8b")), **given))
+
+
 @pytest.fixture
 def family(worldplay_case: WorldPlayCase) -> ModelFamily:
-    folder = worldplay_case.folder.with_name("8b")
-    return load_family(EngineConfig(model=str(folder), latent_shape=(32, 4, 6), device="cpu"))
+    return load(worldplay_case)
 
 
 def valid(case: WorldPlayCase, name: str) -> Tensor:
@@ -102,3 +106,22 @@ def test_the_published_size() -> None:
         network = HunyuanNetwork(HunyuanConfig())
     assert sum(x.numel() for x in network.parameters()) == PUBLISHED_PARAMETERS
     assert len(network.state_dict()) == PUBLISHED_TENSORS
+
+
+@pytest.mark.parametrize("worldplay_case", ["8b-distilled"], indirect=True)
+def test_memory_at_another_time_is_seen(
+    worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load(worldplay_case, commit_timestep=0.0)
+    recorded = run_recorded(family, request_of(worldplay_case), monkeypatch)
+    assert largest_difference(recorded.latents, worldplay_case.frames("latents")) > 0.1
+
+
+@pytest.mark.parametrize("worldplay_case", ["8b-distilled"], indirect=True)
+def test_pages_in_bf16_are_as_far_off_as_the_originals(
+    family: ModelFamily, worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(worldplay_case)
+    recorded = run_recorded(family, request, monkeypatch, kv_format="bf16")
+    difference = largest_difference(recorded.latents, worldplay_case.frames("latents"))
+    assert FLOW_BAR < difference < 1e-2

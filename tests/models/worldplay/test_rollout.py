@@ -145,7 +145,9 @@ def test_many_videos_with_starts_and_ends_in_the_middle(
     family = make_family(kind)
     requests = [
         make_request(kind, "a", chunks=4, pose=pose_of(4)),
-        make_request(kind, "b", chunks=2, pose="w-7"),
+        make_request(
+            kind, "b", chunks=2, pose="w-7", noise=random(8, 8, 4, 4, 6), image_latents=None
+        ),
         make_request(
             kind,
             "c",

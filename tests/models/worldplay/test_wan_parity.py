@@ -19,15 +19,19 @@ from tests.models.worldplay.conftest import (
 )
 
 
+def load(case: WorldPlayCase, **settings: Any) -> ModelFamily:
+    given = {
+        "latent_shape": (48, 4, 6),
+        "text_len": case.tensors["text"].shape[1],
+        "device": "cpu",
+        **settings,
+    }
+    return load_family(EngineConfig(model=str(case.folder), **given))
+
+
 @pytest.fixture
 def family(worldplay_case: WorldPlayCase) -> ModelFamily:
-    config = EngineConfig(
-        model=str(worldplay_case.folder),
-        latent_shape=(48, 4, 6),
-        text_len=worldplay_case.tensors["text"].shape[1],
-        device="cpu",
-    )
-    return load_family(config)
+    return load(worldplay_case)
 
 
 def request_of(case: WorldPlayCase, **conditions: Any) -> VideoRequest:
@@ -79,3 +83,22 @@ def test_actions_and_cameras_count(
 ) -> None:
     recorded = run_recorded(family, request_of(worldplay_case, **changed), monkeypatch)
     assert largest_difference(recorded.latents, worldplay_case.frames("latents")) > 100 * FLOW_BAR
+
+
+@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
+def test_memory_at_another_time_is_seen(
+    worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load(worldplay_case, commit_timestep=0.0)
+    recorded = run_recorded(family, request_of(worldplay_case), monkeypatch)
+    assert largest_difference(recorded.latents, worldplay_case.frames("latents")) > 0.1
+
+
+@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
+def test_pages_in_bf16_are_as_far_off_as_the_originals(
+    family: ModelFamily, worldplay_case: WorldPlayCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(worldplay_case)
+    recorded = run_recorded(family, request, monkeypatch, kv_format="bf16")
+    difference = largest_difference(recorded.latents, worldplay_case.frames("latents"))
+    assert FLOW_BAR < difference < 1e-2
