@@ -4,7 +4,7 @@ It is the one place where a network's layers meet the pages. A commit pass's K a
 reserved pages layer by layer, so that no more than one layer of them is alive at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     DenseSegment,
@@ -46,8 +46,9 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
-    After the forward, `figures` holds what was seen of each commit's span, where pages refer to
-    codebooks, and `failures` why a commit could not be stored, both by commit id.
+    After the forward, `reports` holds what was seen of each commit's span, where pages refer to
+    codebooks, and `failures` why a commit could not be stored, both by commit id. `strategy_for`
+    says how a pass of so many queries attends to so many cached tokens.
     """
 
     def __init__(
@@ -56,13 +57,13 @@ class StepAttention:
         *,
         store: PageStore,
         workspace: Workspace,
-        strategy: Strategy,
+        strategy_for: Callable[[int, int], Strategy],
     ) -> None:
         self._passes = passes
         self._store = store
         self._workspace = workspace
-        self._strategy = strategy
-        self.figures: dict[int, SpanFigures] = {}
+        self._strategy_for = strategy_for
+        self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class StepAttention:
                 transform=item.transform,
                 query_positions=item.positions,
                 workspace=self._workspace,
-                strategy=self._strategy,
+                strategy=self._strategy_for(len(item.positions), cached.num_tokens),
             )
         # After all passes have read: a commit writes over what refined its branch's newest pages.
         for item in self._passes:
@@ -125,7 +126,7 @@ class StepAttention:
                 queries[item.rows],
                 (item.text.layers[layer],),
                 workspace=self._workspace,
-                strategy=self._strategy,
+                strategy=self._strategy_for(len(item.positions), 0),
             )
         return output
 
@@ -134,7 +135,7 @@ class StepAttention:
     ) -> None:
         stored = commit.num_tokens
         if commit.span is not None:
-            self.figures.setdefault(commit.commit_id, self._store.new_figures())
+            self.reports.setdefault(commit.commit_id, self._store.new_report())
         try:
             self._store.write(
                 layer,
@@ -142,7 +143,7 @@ class StepAttention:
                 keys=keys[-stored:],
                 values=values[-stored:],
                 span=commit.span,
-                figures=self.figures.get(commit.commit_id),
+                report=self.reports.get(commit.commit_id),
                 seen=seen,
                 refined=commit.refined,
             )
