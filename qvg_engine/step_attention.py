@@ -105,6 +105,7 @@ class StepAttention:
             )
             cached = PagedSegment(self._store.layer(layer), item.pages)
             text = (item.text.layers[layer],) if with_text else ()
+            strategy = self._strategy_for(len(item.positions), cached.num_tokens)
             for output, transform in zip(outputs, transforms_in(item.transform), strict=True):
                 output[item.rows] = paged_attention(
                     queries[item.rows],
@@ -112,7 +113,7 @@ class StepAttention:
                     transform=transform,
                     query_positions=item.positions,
                     workspace=self._workspace,
-                    strategy=_strategy_under(transform, self._strategy),
+                    strategy=_strategy_under(transform, strategy),
                 )
         for item in self._passes:
             if item.commit is not None:

@@ -54,9 +54,10 @@ class CameraPath(msgspec.Struct, frozen=True, eq=False):
                 f"world_to_camera has {len(self.world_to_camera)} poses, intrinsics has "
                 f"{len(self.intrinsics)}: give one of each per latent frame"
             )
-        rotation = self.world_to_camera[:, :3, :3].double()
+        world = self.world_to_camera.double().cpu()
+        rotation = world[:, :3, :3]
         error = (rotation @ rotation.mT - torch.eye(3, dtype=torch.float64)).abs().amax((1, 2))
-        last = self.world_to_camera[:, 3].double() - torch.tensor([0.0, 0.0, 0.0, 1.0])
+        last = world[:, 3] - torch.tensor([0.0, 0.0, 0.0, 1.0])
         wrong = torch.maximum(error, last.abs().amax(1)) > _RIGID_TOLERANCE
         if wrong.any():
             raise RequestError(

@@ -76,7 +76,7 @@ class WorldPlayConditions(
                 f"{name} has {path.num_frames} latent frames, the video {num_frames} (context "
                 "included): give one camera per latent frame; a pose string starts with one"
             )
-        return path
+        return CameraPath(path.world_to_camera.cpu(), path.intrinsics.cpu())
 
     def labels(self, path: CameraPath) -> tuple[int, ...]:
         """The action labels along a path."""

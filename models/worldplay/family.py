@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.errors import ConfigError, RequestError
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.family import PromptEncoder, VideoCodec
@@ -37,7 +38,7 @@ class FrameNumbers(msgspec.Struct, frozen=True):
             for tokens, item in zip(num_tokens, passes, strict=True)
             for _ in item.timesteps
         ]
-        both = torch.tensor([timesteps, labels], dtype=torch.float64).to(device)
+        both = send(torch.tensor([timesteps, labels], dtype=torch.float64), device)
         return cls(both[0], both[1], per_frame)
 
 
@@ -170,7 +171,7 @@ class WorldPlayFamily(ABC):
                 f"image_latents is {list(image.shape)}: give finite [1, "
                 f"{', '.join(map(str, latent_shape))}]"
             )
-        return image[0].to(device=self.device, dtype=torch.float32)
+        return send(image[0], self.device, torch.float32)
 
     def _negative(self, given: WorldPlayConditions) -> Tensor:
         rows = given.negative_prompt_embeds

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
@@ -120,7 +121,7 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """K and V in every block of text tokens [L, dim], as they enter the first one."""
-        return self.network.text_keys_values(rows.to(device=self.device, dtype=self.dtype))
+        return self.network.text_keys_values(send(rows, self.device, self.dtype))
 
     def _texts(
         self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None
@@ -150,7 +151,7 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
     ) -> TextRows:
         """The text tokens of a branch; no padding, so nothing is masked."""
         states = [
-            None if x is None else x.to(device=self.device, dtype=self.dtype)
+            None if x is None else send(x, self.device, self.dtype)
             for x in (language, glyphs, given.image_embeds)
         ]
         assert states[0] is not None

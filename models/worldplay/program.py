@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.page_count import pages_for
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import ReadTransform, RopeTransform, TransformSet
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.models.program import Advance, CleanChunk, StreamInputs, TextRows
@@ -72,9 +73,8 @@ class WorldPlayProgram:
         rounds = (settings.round_latents, settings.round_cameras)
         self._round_latents, round_cameras = (in_bf16 if r is None else r for r in rounds)
         cameras = (video.cameras.world_to_camera, video.cameras.intrinsics)
-        self._projections = projections(
-            *(_rounded(x.float(), round_cameras).to(device) for x in cameras)
-        )
+        # They stay on the host, which sends those of a chunk's slots.
+        self._projections = projections(*(_rounded(x.float(), round_cameras) for x in cameras))
         self._texts = video.texts
         self._next_text: TextRows | None = None
         context = video.inputs.context_latents
@@ -187,7 +187,9 @@ class WorldPlayProgram:
         )
         self._has_memory = not self._memory
         slots = [*self._memory, *self._chunk_frames()]
-        projection, inverse = (matrices[slots] for matrices in self._projections)
+        projection, inverse = (
+            send(matrices[slots], self._device) for matrices in self._projections
+        )
         self._transform = TransformSet(
             (
                 RopeTransform(self._grid),
@@ -236,7 +238,7 @@ class WorldPlayProgram:
 
     def _state(self, latents: Tensor) -> Tensor:
         """Latents as they are kept between passes: fp32, rounded to bf16 where that is asked."""
-        return _rounded(latents.to(device=self._device, dtype=torch.float32), self._round_latents)
+        return _rounded(send(latents, self._device, torch.float32), self._round_latents)
 
     def _guided(self, flows: Sequence[Tensor]) -> Tensor:
         prompted = flows[0].float()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import RequestError
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
@@ -107,7 +108,7 @@ class WorldPlayWanFamily(WorldPlayFamily):
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention K and V of text rows [L, text_dim]."""
-        return self.network.text_keys_values(rows.to(device=self.device, dtype=self.dtype))
+        return self.network.text_keys_values(send(rows, self.device, self.dtype))
 
     def _texts(
         self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None
