@@ -79,6 +79,13 @@ class CameraPath(msgspec.Struct, frozen=True, eq=False):
         return _path(np.tile(np.eye(4), (num_frames, 1, 1)))
 
     @classmethod
+    def from_pose(cls, pose: str) -> "CameraPath":
+        """The path of a pose string, or of the pose file whose name it is (`.json`)."""
+        if pose.strip().lower().endswith(".json"):
+            return cls.from_pose_file(pose.strip())
+        return cls.from_pose_string(pose)
+
+    @classmethod
     def from_pose_string(cls, pose: str) -> "CameraPath":
         """The path of a string such as "w-3,right-4": a first pose, then one per latent frame.
 

@@ -19,8 +19,9 @@ class WorldPlayConditions(
 ):
     """Conditions of one video; no tensor has a batch axis.
 
-    * `pose`: movements such as "w-3,right-4" (see `CameraPath.from_pose_string`), or `cameras`, a
-      `CameraPath`; a camera per latent frame, context included. Without them it stands still.
+    * `pose`: movements such as "w-3,right-4", or the name of a pose file (see `CameraPath`); or
+      `cameras`, a `CameraPath`. A camera per latent frame, context included; without them it
+      stands still.
     * `actions`: labels in 0..80, one per latent frame; None: from the cameras' movements.
     * `image_latents` [1, C, h, w]: the VAE's latents of the first image.
     * `guidance_scale`: None takes the model's own; 1 is no guidance.
@@ -68,7 +69,7 @@ class WorldPlayConditions(
         path = self.cameras
         name = "cameras"
         if self.pose is not None:
-            path, name = CameraPath.from_pose_string(self.pose), "pose"
+            path, name = CameraPath.from_pose(self.pose), "pose"
         if path is None:
             return CameraPath.standing_still(num_frames)
         if path.num_frames != num_frames:

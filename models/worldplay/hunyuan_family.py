@@ -155,7 +155,7 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
             for x in (language, glyphs, given.image_embeds)
         ]
         assert states[0] is not None
-        tokens = self.network.text_tokens(states[0], states[1], states[2]).cpu()
+        tokens = self.network.text_tokens(states[0], states[1], states[2])
         return TextRows(tokens, len(tokens))
 
     def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:

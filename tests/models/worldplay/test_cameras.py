@@ -89,7 +89,7 @@ def test_a_pose_file_is_taken_as_it_is(tmp_path: Path) -> None:
     content = {str(i): {"extrinsic": pose.tolist(), "K": k} for i, pose in enumerate(world)}
     file = tmp_path / "pose.json"
     file.write_text(json.dumps(content))
-    path = CameraPath.from_pose_file(file)
+    path = CameraPath.from_pose(str(file))
     assert torch.allclose(path.world_to_camera, string.world_to_camera, atol=1e-6)
     assert path.intrinsics[1].tolist() == [[1.25, 0, 0.5], [0, 1.5, 0.5], [0, 0, 1]]
 

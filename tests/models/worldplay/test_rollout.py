@@ -116,25 +116,29 @@ def test_branches_remember_apart(kind: str, run: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_prompt_switch_takes_effect_from_the_next_chunk_on(kind: str) -> None:
+def test_a_prompt_switch_takes_effect_from_the_next_chunk_on(kind: str, run: Any) -> None:
     family = make_family(kind)
     request = make_request(kind, chunks=4, pose=pose_of(4), memory_points=few_points())
     rows = random(77, 4, TEXT_DIM)
     expected, _ = plain_video(family, kind, request, (2, rows)).run()
+    other = make_request(kind, "b", chunks=3, pose="left-11")
+    untouched = run(make_engine(family), other).latents("b")
     engine = make_engine(family)
     engine.add_request(request)
-    parts: list[Tensor] = []
+    engine.add_request(other)
+    parts: dict[str, list[Tensor]] = {"a": [], "b": []}
     steps = 0
     while engine.has_unfinished_requests():
         for output in engine.step():
             assert output.error is None, output.error
-            parts += [] if output.latents is None else [output.latents]
+            parts[output.request_id] += [] if output.latents is None else [output.latents]
         engine.check_integrity()
         steps += 1
         if steps == 4:
             # Chunk 0 took two steps; chunk 1 has its memory and one of two steps.
             engine.update_request("a", prompt_embeds=rows)
-    assert float((torch.cat(parts) - expected).abs().max()) <= BAR
+    assert float((torch.cat(parts["a"]) - expected).abs().max()) <= BAR
+    assert float((torch.cat(parts["b"]) - untouched).abs().max()) <= BAR
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,6 +228,17 @@ def test_reserved_pages_are_the_peak(kind: str, page_size: int) -> None:
         engine.step()
         used = max(used, engine.stats().pages_used)
     assert used == reserved == -(-16 * family.tokens_per_frame // page_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keys_and_values_take_their_place_once(kind: str) -> None:
+    """The originals keep a rotated and a projected copy of both: twice as much."""
+    engine = make_engine(make_family(kind), kv_format="bf16")
+    engine.add_request(make_request(kind, chunks=7))
+    while engine.has_unfinished_requests():
+        engine.step()
+    tokens = 16 * engine.family.tokens_per_frame
+    assert engine.stats().kv_bytes_peak == 2 * 2 * 64 * 2 * tokens
 
 
 @pytest.mark.parametrize("rounds", [None, True])

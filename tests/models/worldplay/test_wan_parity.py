@@ -66,14 +66,6 @@ def test_every_pass_and_the_cache(
 
 
 @pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
-def test_the_pages_hold_keys_and_values_once(
-    family: ModelFamily, worldplay_case: WorldPlayCase
-) -> None:
-    geometry = family.geometry
-    assert (geometry.num_kv_heads, geometry.head_dim) == (worldplay_case.info["heads"], 128)
-
-
-@pytest.mark.parametrize("worldplay_case", ["5b"], indirect=True)
 @pytest.mark.parametrize("changed", [{"actions": (0,) * 12}, {"pose": "s-11"}])
 def test_actions_and_cameras_count(
     family: ModelFamily,
