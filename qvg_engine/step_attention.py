@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,13 +16,15 @@ from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
+    AttentionPass,
     DenseSegment,
+    IdentityTransform,
     PagedSegment,
     PageRuns,
     ReadTransform,
     Strategy,
     Workspace,
-    paged_attention,
+    batched_attention,
     transforms_in,
 )
 from qvg_engine.text_pool import TextEntry
@@ -46,9 +47,10 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
-    After the forward, `reports` holds what was seen of each commit's span, where pages refer to
-    codebooks, and `failures` why a commit could not be stored, both by commit id. `strategy_for`
-    says how a pass of so many queries attends to so many cached tokens.
+    `strategy_for` says how a pass of so many queries attends to so many cached tokens;
+    `batch_invariant`: no bit of a pass depends on the others. After the forward, `reports` holds
+    what was seen of each commit's span, where pages refer to codebooks, and `failures` why a commit
+    could not be stored, both by commit id.
     """
 
     def __init__(
@@ -58,33 +60,19 @@ class StepAttention:
         store: PageStore,
         workspace: Workspace,
         strategy_for: Callable[[int, int], Strategy],
+        batch_invariant: bool = False,
     ) -> None:
         self._passes = passes
         self._store = store
         self._workspace = workspace
         self._strategy_for = strategy_for
+        self._batch_invariant = batch_invariant
         self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        output = torch.empty_like(queries)
-        for item in self._passes:
-            own = DenseSegment(
-                keys=keys[item.rows], values=values[item.rows], positions=item.positions
-            )
-            cached = PagedSegment(self._store.layer(layer), item.pages)
-            output[item.rows] = paged_attention(
-                queries[item.rows],
-                (cached, own),
-                transform=item.transform,
-                query_positions=item.positions,
-                workspace=self._workspace,
-                strategy=self._strategy_for(len(item.positions), cached.num_tokens),
-            )
-        # After all passes have read: a commit writes over what refined its branch's newest pages.
-        for item in self._passes:
-            if item.commit is not None:
-                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
+        output = self._attend(queries, self._self_passes(layer, keys, values))
+        self._commit(layer, keys, values)
         return output
 
     def self_attentions(
@@ -98,38 +86,67 @@ class StepAttention:
     ) -> tuple[Tensor, ...]:
         counts = {len(transforms_in(item.transform)) for item in self._passes}
         assert len(counts) == 1, f"passes of one network have {counts} transforms"
-        outputs = tuple(torch.empty_like(queries) for _ in range(counts.pop()))
-        for item in self._passes:
-            own = DenseSegment(
-                keys=keys[item.rows], values=values[item.rows], positions=item.positions
+        outputs = tuple(
+            self._attend(
+                queries, self._self_passes(layer, keys, values, read=read, with_text=with_text)
             )
-            cached = PagedSegment(self._store.layer(layer), item.pages)
-            text = (item.text.layers[layer],) if with_text else ()
-            strategy = self._strategy_for(len(item.positions), cached.num_tokens)
-            for output, transform in zip(outputs, transforms_in(item.transform), strict=True):
-                output[item.rows] = paged_attention(
-                    queries[item.rows],
-                    (*text, cached, own),
-                    transform=transform,
-                    query_positions=item.positions,
-                    workspace=self._workspace,
-                    strategy=_strategy_under(transform, strategy),
-                )
-        for item in self._passes:
-            if item.commit is not None:
-                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
+            for read in range(counts.pop())
+        )
+        self._commit(layer, keys, values)
         return outputs
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
-        output = torch.empty_like(queries)
-        for item in self._passes:
-            output[item.rows] = paged_attention(
-                queries[item.rows],
-                (item.text.layers[layer],),
-                workspace=self._workspace,
-                strategy=self._strategy_for(len(item.positions), 0),
+        texts = [
+            AttentionPass(
+                start=item.rows.start, stop=item.rows.stop, segments=(item.text.layers[layer],)
             )
-        return output
+            for item in self._passes
+        ]
+        return self._attend(queries, texts)
+
+    def _self_passes(
+        self, layer: int, keys: Tensor, values: Tensor, *, read: int = 0, with_text: bool = False
+    ) -> list[AttentionPass]:
+        """What each pass attends to under its transform number `read`."""
+        pages = self._store.layer(layer)
+        return [
+            AttentionPass(
+                start=item.rows.start,
+                stop=item.rows.stop,
+                segments=(
+                    *((item.text.layers[layer],) if with_text else ()),
+                    PagedSegment(pages, item.pages),
+                    DenseSegment(
+                        keys=keys[item.rows], values=values[item.rows], positions=item.positions
+                    ),
+                ),
+                transform=transforms_in(item.transform)[read],
+                positions=item.positions,
+            )
+            for item in self._passes
+        ]
+
+    def _commit(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        # After all passes have read: a commit writes over what refined its branch's newest pages.
+        for item in self._passes:
+            if item.commit is not None:
+                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
+
+    def _attend(self, queries: Tensor, passes: Sequence[AttentionPass]) -> Tensor:
+        return batched_attention(
+            queries,
+            passes,
+            workspace=self._workspace,
+            strategy=[self._strategy(part) for part in passes],
+            together=not self._batch_invariant,
+        )
+
+    def _strategy(self, part: AttentionPass) -> Strategy:
+        paged = (s for s in part.segments if isinstance(s, PagedSegment))
+        strategy = self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
+        # In the tiles of "fused" rows can be rotated, and nothing else.
+        rotated = part.transform.rope is not None or isinstance(part.transform, IdentityTransform)
+        return "workspace" if strategy == "fused" and not rotated else strategy
 
     def _write(
         self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns
@@ -151,8 +168,3 @@ class StepAttention:
         except NonFiniteError as error:
             # One stream's mistake: the others in the batch go on.
             self.failures.setdefault(commit.commit_id, str(error))
-
-
-def _strategy_under(transform: ReadTransform, strategy: Strategy) -> Strategy:
-    """Where pages are decoded inside of attention they can be rotated, and nothing else."""
-    return strategy if transform.rope is not None or strategy == "reference" else "workspace"

@@ -15,6 +15,7 @@ from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
 from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
 from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
+from qvg_engine.models.worldplay.hunyuan_states import pack_states, unpack_states
 from qvg_engine.models.worldplay.passes import WorldPlayPass
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
 
@@ -120,8 +121,13 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
 
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """K and V in every block of text tokens [L, dim], as they enter the first one."""
-        return self.network.text_keys_values(send(rows, self.device, self.dtype))
+        """K and V in every block of a text, its rows packed by `pack_states`."""
+        language, glyphs, image = (
+            None if states is None else send(states, self.device, self.dtype)
+            for states in unpack_states(self.network.config, rows)
+        )
+        assert language is not None
+        return self.network.text_keys_values(self.network.text_tokens(language, glyphs, image))
 
     def _texts(
         self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None
@@ -134,29 +140,23 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
         ):
             if getattr(given, name) is not None:
                 check_rows(name, getattr(given, name), width)
-        texts = [self._tokens(inputs.text.rows, given.glyph_embeds, given)]
+        texts = [self._packed(inputs.text.rows, given.glyph_embeds, given)]
         longest = len(texts[0].rows) - len(inputs.text.rows) + self.settings.text_len
         if negative is not None:
-            texts.append(self._tokens(negative, given.negative_glyph_embeds, given))
+            texts.append(self._packed(negative, given.negative_glyph_embeds, given))
             longest += len(texts[1].rows)
         return tuple(texts), longest
 
     def _retext(self, text: TextRows, given: WorldPlayConditions) -> TextRows:
         # Glyphs are of words that the old prompt quoted.
-        return self._tokens(text.rows, None, given)
+        return self._packed(text.rows, None, given)
 
-    @torch.no_grad()
-    def _tokens(
+    def _packed(
         self, language: Tensor, glyphs: Tensor | None, given: WorldPlayConditions
     ) -> TextRows:
-        """The text tokens of a branch; no padding, so nothing is masked."""
-        states = [
-            None if x is None else send(x, self.device, self.dtype)
-            for x in (language, glyphs, given.image_embeds)
-        ]
-        assert states[0] is not None
-        tokens = self.network.text_tokens(states[0], states[1], states[2])
-        return TextRows(tokens, len(tokens))
+        """The text of a branch; no padding, so nothing is masked."""
+        rows = pack_states(self.network.config, language, glyphs, given.image_embeds)
+        return TextRows(rows, len(rows))
 
     def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:
         """The image's latents and a mask of ones, or zeros without an image, [C + 1, h, w]."""

@@ -11,6 +11,7 @@ from qvg_engine.loading import load_family
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
 from qvg_engine.models.worldplay.hunyuan_config import HunyuanConfig
+from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily
 from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
 from tests.models.worldplay.conftest import (
     CACHE_BAR,
@@ -65,14 +66,15 @@ def test_every_pass_and_the_caches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = worldplay_case
+    assert isinstance(family, WorldPlayHunyuanFamily)
     tokens: list[Tensor] = []
-    text_keys_values = family.text_keys_values
+    text_keys_values = family.network.text_keys_values
 
     def record(rows: Tensor) -> Any:
         tokens.append(rows)
         return text_keys_values(rows)
 
-    monkeypatch.setattr(family, "text_keys_values", record)
+    monkeypatch.setattr(family.network, "text_keys_values", record)
     recorded = run_recorded(family, request_of(case), monkeypatch)
     assert largest_difference(tokens[0], case.tensors["pos.txt_tokens"][0]) <= TEXT_BAR
     check_passes(recorded, case)

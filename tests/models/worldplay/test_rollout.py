@@ -39,7 +39,7 @@ def keys_values(family: Any, kind: str, rows: Tensor, conditions: Any, glyphs: A
         return family.text_keys_values(torch.cat([rows, padding]))
     with torch.no_grad():
         tokens = family.network.text_tokens(rows, glyphs, conditions.image_embeds)
-    return family.text_keys_values(tokens)
+        return family.network.text_keys_values(tokens)
 
 
 def plain_video(family: Any, kind: str, request: Any, switched: Any = None) -> PlainVideo:
