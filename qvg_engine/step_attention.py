@@ -18,6 +18,7 @@ from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     AttentionPass,
     DenseSegment,
+    EightBitWorkspace,
     IdentityTransform,
     PagedSegment,
     PageRuns,
@@ -58,7 +59,7 @@ class StepAttention:
         passes: Sequence[PassReads],
         *,
         store: PageStore,
-        workspace: Workspace,
+        workspace: Workspace | EightBitWorkspace,
         strategy_for: Callable[[int, int], Strategy],
         batch_invariant: bool = False,
     ) -> None:

@@ -127,3 +127,17 @@ def test_pages_in_bf16_are_as_far_off_as_the_originals(
     recorded = run_recorded(family, request, monkeypatch, kv_format="bf16")
     difference = largest_difference(recorded.latents, worldplay_case.frames("latents"))
     assert FLOW_BAR < difference < 1e-2
+
+
+@pytest.mark.parametrize("worldplay_case", ["8b-distilled"], indirect=True)
+@pytest.mark.parametrize(("backend", "bar"), [("reference", FLOW_BAR), ("eight-bit", 0.1)])
+def test_every_way_to_attend(
+    family: ModelFamily,
+    worldplay_case: WorldPlayCase,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    bar: float,
+) -> None:
+    request = request_of(worldplay_case)
+    recorded = run_recorded(family, request, monkeypatch, attention_backend=backend)
+    assert largest_difference(recorded.latents, worldplay_case.frames("latents")) <= bar
