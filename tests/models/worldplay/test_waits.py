@@ -1,4 +1,6 @@
-"""Within a step nothing of this family reads what a device computes."""
+"""With a GPU's kernels, interpreted: nothing waits within a step, and tiles are read as pages."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -50,3 +52,15 @@ def test_nobody_reads_within_a_step(watch: Watch, kind: str) -> None:
                 chunks += output.latents is not None
         assert chunks == 5
     assert watch.readers == HOST
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_that_are_decoded_in_tiles(kind: str, run: Any) -> None:
+    """The rotated read decodes inside of attention, the projected one to the workspace."""
+    found = []
+    for backend in ("workspace", "fused"):
+        with gpu.cpu_as_gpu(), torch.no_grad():
+            family = make_family(kind, head_dim=64, timesteps=(1000.0,))
+            engine = make_engine(family, kv_format="qvg", page_size=32, attention_backend=backend)
+            found.append(run(engine, make_request(kind, chunks=2, pose="w-7")).latents("a"))
+    assert float((found[0] - found[1]).abs().max()) <= 1e-4

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -50,8 +51,9 @@ def drawn(network: nn.Module, seed: int = 0) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def make_family(kind: str, **settings: Any) -> Any:
+def make_family(kind: str, *, head_dim: int = 32, **settings: Any) -> Any:
     """Two steps a chunk, a memory of 16: 4 of them first, 8 last, one group chosen."""
+    dim, rope = 2 * head_dim, (head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8)
     given = {
         "latent_shape": SHAPE,
         "window_frames": 20,
@@ -64,8 +66,10 @@ def make_family(kind: str, **settings: Any) -> Any:
         **settings,
     }
     if kind == "5b":
-        return WorldPlayWanFamily(drawn(CameraWanNetwork(WAN_CONFIG)), WorldPlaySettings(**given))
-    return WorldPlayHunyuanFamily(drawn(HunyuanNetwork(HUNYUAN_CONFIG)), WorldPlaySettings(**given))
+        wan = msgspec.structs.replace(WAN_CONFIG, dim=dim)
+        return WorldPlayWanFamily(drawn(CameraWanNetwork(wan)), WorldPlaySettings(**given))
+    config = msgspec.structs.replace(HUNYUAN_CONFIG, dim=dim, rope_dims=rope)
+    return WorldPlayHunyuanFamily(drawn(HunyuanNetwork(config)), WorldPlaySettings(**given))
 
 
 def make_engine(family: Any, **config: Any) -> VideoEngine:
