@@ -116,16 +116,16 @@ class WorldPlayFamily(ABC):
             )
         given = inputs.conditions or WorldPlayConditions()
         assert isinstance(given, WorldPlayConditions)
-        num_context = self._context_frames(inputs, given)
-        num_frames = num_context + inputs.num_frames
+        image, context = self._beginning(inputs, given)
+        num_frames = inputs.num_frames + (0 if context is None else len(context))
         cameras = given.camera_path(num_frames)
-        image = self._image(given, inputs.latent_shape)
         guidance = given.guidance(self.settings)
         negative = self._negative(given) if guidance != 1 else None
         texts, text_rows = self._texts(inputs, given, negative)
         rows, columns = self.tokens_in_frame(*inputs.latent_shape[1:])
         video = WorldPlayVideo(
             inputs=inputs,
+            context=context,
             cameras=cameras,
             labels=given.labels(cameras),
             texts=texts,
@@ -146,32 +146,39 @@ class WorldPlayFamily(ABC):
             dtype=self.dtype,
         )
 
-    def _context_frames(self, inputs: StreamInputs, given: WorldPlayConditions) -> int:
-        num_context = 0 if inputs.context_latents is None else len(inputs.context_latents)
-        if num_context % self.settings.frames_per_chunk:
+    def _beginning(
+        self, inputs: StreamInputs, given: WorldPlayConditions
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w].
+
+        A single latent frame of context is an image.
+        """
+        context, image = inputs.context_latents, given.image_latents
+        if context is not None and len(context) == 1:
+            if image is not None:
+                raise RequestError(
+                    "context_latents is one latent frame, which is the first image, and "
+                    "image_latents is another: give one of them"
+                )
+            context, image = None, context
+        chunk = self.settings.frames_per_chunk
+        if context is not None and len(context) % chunk:
             raise RequestError(
-                f"context_latents has {num_context} latent frames: give a multiple of "
-                f"frames_per_chunk, {self.settings.frames_per_chunk}"
+                f"context_latents has {len(context)} latent frames: give 1, the first image, or a "
+                f"multiple of frames_per_chunk, {chunk}"
             )
-        if num_context and given.image_latents is not None and self.settings.keeps_image:
+        if context is not None and image is not None and self.settings.keeps_image:
             raise RequestError(
                 "give image_latents or context_latents, not both: either is how the video begins"
             )
-        return num_context
-
-    def _image(
-        self, given: WorldPlayConditions, latent_shape: tuple[int, int, int]
-    ) -> Tensor | None:
-        """The first image's latents, fp32 [C, h, w]."""
-        image = given.image_latents
         if image is None:
-            return None
-        if tuple(image.shape) != (1, *latent_shape) or not image.isfinite().all():
+            return None, context
+        if tuple(image.shape) != (1, *inputs.latent_shape) or not image.isfinite().all():
             raise RequestError(
                 f"image_latents is {list(image.shape)}: give finite [1, "
-                f"{', '.join(map(str, latent_shape))}]"
+                f"{', '.join(map(str, inputs.latent_shape))}]"
             )
-        return send(image[0], self.device, torch.float32)
+        return send(image[0], self.device, torch.float32), context
 
     def _negative(self, given: WorldPlayConditions) -> Tensor:
         rows = given.negative_prompt_embeds

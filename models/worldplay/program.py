@@ -29,14 +29,16 @@ from qvg_engine.scheduler.unit import CommitIntent, Gang, PassKind, PassUnit
 class WorldPlayVideo(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """A request as the program runs it.
 
-    `cameras` and `labels` are those of all latent frames, context included. `texts` are the rows of
-    each branch, the prompt's first, and `text_rows` the most that all of them will have; `retext`
-    gives the prompt's rows after a switch. `condition` [Cc, h, w] are channels that go to the
-    network with the first latent frame, and as zeros with the others; `image` [C, h, w] is the
-    first latent frame, where it is kept as it is.
+    `context` [F, C, h, w] are clean latents before the first chunk. `cameras` and `labels` are
+    those of all latent frames, context included. `texts` are the rows of each branch, the prompt's
+    first, and `text_rows` the most that all of them will have; `retext` gives the prompt's rows
+    after a switch. `condition` [Cc, h, w] are channels that go to the network with the first latent
+    frame, and as zeros with the others; `image` [C, h, w] is the first latent frame, where it is
+    kept as it is.
     """
 
     inputs: StreamInputs
+    context: Tensor | None
     cameras: CameraPath
     labels: tuple[int, ...]
     texts: tuple[TextRows, ...]
@@ -77,8 +79,8 @@ class WorldPlayProgram:
         self._projections = projections(*(_rounded(x.float(), round_cameras) for x in cameras))
         self._texts = video.texts
         self._next_text: TextRows | None = None
-        context = video.inputs.context_latents
-        self._history = [] if context is None else [self._state(x) for x in context]
+        context = video.context
+        self._history = [] if context is None else list(self._state(context).unbind(0))
         self._num_context = len(self._history)
         self._chunk = 0
         self._step = 0
