@@ -51,7 +51,8 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     `latents` is [F, C, h, w], `timesteps` F numbers in 0..1000, `first_token` the number, within
     the branch, of the pass's first token (its position follows from it). Tokens of the branch
     from number `read_upto` on are not read; None reads all. `transform` is applied to queries,
-    keys, values and output.
+    keys, values and output. With `packed_positions` a token's position is its place among the
+    tokens that the pass sees, those of the cache first, instead of its number.
     """
 
     latents: Tensor
@@ -59,6 +60,7 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     first_token: int
     transform: ReadTransform
     read_upto: int | None = None
+    packed_positions: bool = False
 
 
 class PassRecord(msgspec.Struct, frozen=True, kw_only=True):
