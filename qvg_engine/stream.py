@@ -76,6 +76,9 @@ class Stream:
         if not self.wants_video:
             latents = chunk.latents.float().cpu()
             return VideoOutput(request_id=self.request_id, chunk_index=index, latents=latents)
+        if chunk.lead is not None:
+            slots.restart(self.request_id)
+            slots.decode(self.request_id, chunk.lead)
         frames = slots.decode(self.request_id, chunk.latents)
         if self.request.num_frames is not None:
             frames = frames[: self.request.num_frames - self._num_frames_sent]
