@@ -24,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     value:
 
     * `model`: "pocket", the embedded model; a folder of that kind; or the path of a weights file.
+    * `lora`: the path of a LoRA that is merged into the network.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
     * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
       window counts the sink and the chunk itself.
@@ -55,6 +56,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     model: str = "pocket"
+    lora: str | None = None
     latent_shape: tuple[int, int, int] | None = None
     frames_per_chunk: int | None = None
     window_frames: int | UnsetType | None = UNSET

@@ -39,6 +39,8 @@ def load_family(config: EngineConfig) -> ModelFamily:
     embedded = config.model == EMBEDDED_MODEL
     if not embedded and is_longcat(path):
         return load_longcat(config)
+    if config.lora is not None:
+        raise ConfigError(f"lora is {config.lora!r}: model {config.model!r} takes none")
     if embedded or (path / CONFIG_NAME).is_file():
         return load_pocket(
             lambda defaults: override(defaults, config),

@@ -25,6 +25,7 @@ NETWORK_FOLDER = "dit"
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _TRAINED_STEPS = 1000
+_MAPPED_BYTES = 64 * 2**20
 
 
 def is_longcat(path: Path) -> bool:
@@ -54,14 +55,17 @@ def load_longcat_network(
     config = read_network_config(path)
     with torch.device("meta"):
         network = LongCatNetwork(config)
+    expected = network.state_dict()
+    files = _weight_files(folder)
+    check_keys(expected, _shapes(files, folder))
     with ExitStack() as stack:
-        shards = [_open(stack, file) for file in _weight_files(folder)]
-        expected = network.state_dict()
-        check_keys(expected, _shapes(shards, folder))
-        merged = None if lora is None else LoraWeights(_open(stack, lora), expected, path=lora)
+        merged = None
+        if lora is not None:
+            merged = LoraWeights(stack.enter_context(_open(lora)), expected, path=lora)
         weights = {
             key: _prepare(key, value, merged, config, torch.device(device), dtype)
-            for key, value in _tensors(shards)
+            for file in files
+            for key, value in _tensors(file)
         }
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
@@ -122,13 +126,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _open(stack: ExitStack, file: Path) -> Any:
+def _open(file: Path) -> Any:
     from safetensors import safe_open
 
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist: give the path of a .safetensors file")
     try:
-        return stack.enter_context(safe_open(file, framework="pt"))
+        return safe_open(file, framework="pt")
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
@@ -138,21 +142,31 @@ def _open(stack: ExitStack, file: Path) -> Any:
         ) from error
 
 
-def _shapes(shards: list[Any], folder: Path) -> dict[str, Tensor]:
+def _shapes(files: list[Path], folder: Path) -> dict[str, Tensor]:
     """Tensors without memory, in the shapes that the files' headers state."""
     found: dict[str, Tensor] = {}
-    for shard in shards:
-        for key in shard.keys():  # noqa: SIM118
-            if key in found:
-                raise CheckpointError(f"{folder}: {key} is in two files: remove one of them")
-            found[key] = torch.empty(shard.get_slice(key).get_shape(), device="meta")
+    for file in files:
+        with _open(file) as shard:
+            for key in shard.keys():  # noqa: SIM118
+                if key in found:
+                    raise CheckpointError(f"{folder}: {key} is in two files: remove one of them")
+                found[key] = torch.empty(shard.get_slice(key).get_shape(), device="meta")
     return found
 
 
-def _tensors(shards: list[Any]) -> Iterator[tuple[str, Tensor]]:
-    for shard in shards:
-        for key in shard.keys():  # noqa: SIM118
-            yield key, shard.get_tensor(key)
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The file's tensors. What is mapped and not kept is given back every few of them."""
+    with _open(file) as shard:
+        keys = list(shard.keys())
+    while keys:
+        mapped = 0
+        with _open(file) as shard:
+            while keys and mapped < _MAPPED_BYTES:
+                key = keys.pop(0)
+                value = shard.get_tensor(key)
+                mapped += value.nbytes
+                yield key, value
+                del value
 
 
 def _prepare(
