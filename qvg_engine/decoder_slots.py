@@ -42,11 +42,6 @@ class DecoderSlots:
         )
         return frames
 
-    def restart(self, request_id: str) -> None:
-        """Forget what a stream has decoded: the next chunk starts a video."""
-        assert request_id in self._states, f"{request_id!r} holds no slot"
-        self._states[request_id] = None
-
     def release(self, request_id: str) -> None:
         """Take a stream's slot back, if it has one."""
         self._states.pop(request_id, None)

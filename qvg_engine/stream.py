@@ -77,7 +77,8 @@ class Stream:
             latents = chunk.latents.float().cpu()
             return VideoOutput(request_id=self.request_id, chunk_index=index, latents=latents)
         if chunk.lead is not None:
-            slots.restart(self.request_id)
+            slots.release(self.request_id)
+            slots.acquire(self.request_id)
             slots.decode(self.request_id, chunk.lead)
         frames = slots.decode(self.request_id, chunk.latents)
         if self.request.num_frames is not None:

@@ -19,7 +19,8 @@ class LongCatConditions(
 ):
     """Guidance, schedule and segments of one video; a field that is None takes the default.
 
-    * `guidance`: 1 or more; 4, or 1 with the distilled schedule. At 1 only the prompt is run.
+    * `guidance`: 1 or more; 4, or 1 with the distilled schedule. At 1 the prompt is run
+      alone, and what is negative is not used.
     * `negative_prompt`, or `negative_prompt_embeds` [L, text_dim]: the other branch of guidance.
       Where there is a text encoder it has a default.
     * `prompt_mask`, `negative_mask` [L]: which rows of the embeddings are of the text (not 0); the
@@ -54,7 +55,7 @@ class LongCatConditions(
 
     def __post_init__(self) -> None:
         if self.guidance is not None and not (
-            isinstance(self.guidance, int | float) and 1 <= self.guidance < math.inf
+            type(self.guidance) in (int, float) and 1 <= self.guidance < math.inf
         ):
             raise RequestError(f"guidance is {self.guidance!r}: give a number of at least 1")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:

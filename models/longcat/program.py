@@ -29,9 +29,9 @@ from qvg_engine.models.program import (
 from qvg_engine.scheduler.needs import Needs
 from qvg_engine.scheduler.unit import CommitIntent, Gang, PassKind, PassUnit
 
-Reencode = Callable[[Tensor, int, Tensor], Tensor]
-"""From a segment's latents [F, C, h, w], the number n of latent frames that are wanted, and noise
-[n, C, h, w], to the latents of its last pixel frames [n, C, h, w]."""
+Reencode = Callable[[Tensor, int], Tensor]
+"""From a segment's latents [F, C, h, w], its condition first, to those of its last pixel frames
+[n, C, h, w], encoded anew; n is the second argument."""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +78,7 @@ class LongCatProgram:
         self._step = 0
         self._waits = False
         self._x: Tensor | None = None
-        self._clip = self._given_context()
-        self._condition: Tensor | None = self._clip if len(self._clip) else None
+        self._condition = self._given_context()
         self._is_committed = False
         most_tokens = max(item.condition_frames for item in rollout.segments) * tokens_per_frame
         self._peak_tokens = most_tokens
@@ -189,26 +188,21 @@ class LongCatProgram:
 
     def _end_segment(self, clean: Tensor, records: tuple[PassRecord, ...]) -> Advance:
         chunk = CleanChunk(self._segment, clean, lead=self._condition)
-        work = None
+        whole = clean if self._condition is None else torch.cat([self._condition, clean])
         self._segment += 1
+        work = None
         if not self.finished:
-            wanted = self._current.condition_frames
-            pieces = [clean] if self._condition is None else [self._condition, clean]
-            if self._rollout.reencode is None:
-                # A segment may be shorter than the next one's condition.
-                self._clip = torch.cat([self._clip, clean])[-wanted:]
-                self._begin_segment(self._clip)
-            else:
-                self._waits = True
-                work = self._reencode(torch.cat(pieces), wanted, self._rollout.reencode)
+            work = self._continue_from(whole, self._current.condition_frames)
         return Advance(chunks=(chunk,), records=records, work=work)
 
-    def _reencode(self, latents: Tensor, wanted: int, reencode: Reencode) -> OutsideWork:
-        shape = (wanted, *self._inputs.latent_shape)
-        noise = self._inputs.noise.renoise(self._segment, 0, shape)
-        return OutsideWork(
-            run=lambda: reencode(latents, wanted, noise), receive=self._begin_segment
-        )
+    def _continue_from(self, latents: Tensor, wanted: int) -> OutsideWork | None:
+        """Begin the next segment now, or once the latents were decoded and encoded."""
+        reencode = self._rollout.reencode
+        if reencode is None:
+            self._begin_segment(latents[-wanted:])
+            return None
+        self._waits = True
+        return OutsideWork(run=lambda: reencode(latents, wanted), receive=self._begin_segment)
 
     def _begin_segment(self, condition: Tensor) -> None:
         assert len(condition) == self._current.condition_frames, condition.shape
@@ -249,10 +243,10 @@ class LongCatProgram:
             self._x = noise.to(device=self._device, dtype=torch.float32)
         return self._x
 
-    def _given_context(self) -> Tensor:
+    def _given_context(self) -> Tensor | None:
         context = self._inputs.context_latents
-        if context is None:
-            context = torch.empty(0, *self._inputs.latent_shape)
+        if context is None or not len(context):
+            return None
         return context.to(device=self._device, dtype=torch.float32)
 
     def _records(

@@ -12,33 +12,25 @@ from qvg_engine.models.longcat.program import Reencode
 class EncodingCodec(VideoCodec, Protocol):
     """A video VAE that encodes, too."""
 
-    def encode(self, frames: Frames, noise: Tensor | None = None) -> Tensor:
-        """Latents [F, C, h, w], as the network takes them, of frames uint8 [T, H, W, 3].
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of the first `latent_frames` >= 1 of a video."""
+        ...
 
-        With `noise` of that shape they are a sample of the posterior, else its mode.
-        """
+    def encode(self, frames: Frames) -> Tensor:
+        """Latents [F, C, h, w], as the network takes them, of frames uint8 [T, H, W, 3]."""
         ...
 
 
 def reencoder_for(codec: VideoCodec | None) -> Reencode | None:
     """Decode a segment, keep its last frames, encode those; None where no VAE encodes.
 
-    The segment is decoded from its start, its condition included, so that the frames are those that
-    are shown.
+    The segment is decoded from its condition on, so that the frames are those that are shown.
     """
     if not isinstance(codec, EncodingCodec):
         return None
 
-    def reencode(latents: Tensor, wanted: int, noise: Tensor) -> Tensor:
+    def reencode(latents: Tensor, wanted: int) -> Tensor:
         frames, _ = codec.decode_chunk(latents, None)
-        return codec.encode(frames[-pixel_frames(codec, wanted) :], noise)
+        return codec.encode(frames[-codec.pixel_frames(wanted) :])
 
     return reencode
-
-
-def pixel_frames(codec: VideoCodec, latent_frames: int) -> int:
-    """The most pixel frames that so many latent frames stand for: 13 of Wan's 4."""
-    most = 1
-    while codec.latent_frames(most + 1) <= latent_frames:
-        most += 1
-    return most

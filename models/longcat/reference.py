@@ -20,7 +20,7 @@ class ReferenceSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `segments` are pairs of condition and new latent frames; `sigmas` one sequence for each, the
     final 0 included. `reencode` turns a segment's latents and a number of frames into the next
-    condition (None: the clip's last latents); `round_cache` is applied to what is cached.
+    condition (None: its last latents); `round_cache` is applied to what is cached.
     """
 
     segments: Sequence[tuple[int, int]]
@@ -72,8 +72,7 @@ def rollout(
     _, p, q = network.config.patch_size
     grid = (noise.shape[2] // p, noise.shape[3] // q)
     attention = DenseAttention(grid, settings.round_cache)
-    clip = noise[:0] if context is None else context
-    condition, done = clip, 0
+    condition, done = noise[:0] if context is None else context, 0
     videos = []
     for (wanted, new), sigmas, prompt in zip(
         settings.segments, settings.sigmas, prompts, strict=True
@@ -96,13 +95,13 @@ def rollout(
             # The network predicts x_0 - noise.
             x = x - (following - sigma) * flow
         videos.append(x)
-        clip = torch.cat([clip, x])
+        whole = torch.cat([condition, x])
         if len(videos) < len(settings.segments):
             following_frames = settings.segments[len(videos)][0]
             if settings.reencode is None:
-                condition = clip[-following_frames:]
+                condition = whole[-following_frames:]
             else:
-                condition = settings.reencode(torch.cat([condition, x]), following_frames)
+                condition = settings.reencode(whole, following_frames)
     return videos
 
 

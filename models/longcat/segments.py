@@ -22,15 +22,16 @@ def split_segments(
     """Segments that add `num_frames` latent frames to `context_frames` given ones.
 
     The first continues the whole context; without one it is made of text alone, and may be as long
-    as a later segment and its condition together. The last one may be shorter. A segment never
-    starts from more frames than there are before it.
+    as a later segment and its condition together. The last one may be shorter. A later segment
+    starts from frames of the one before it, whose own condition counts.
     """
     assert min(num_frames, condition_frames, segment_frames) >= 1
-    segments = []
+    segments: list[Segment] = []
     done = 0
     while done < num_frames:
-        if done:
-            condition, most = min(condition_frames, context_frames + done), segment_frames
+        if segments:
+            before = segments[-1].condition_frames + segments[-1].new_frames
+            condition, most = min(condition_frames, before), segment_frames
         elif context_frames:
             condition, most = context_frames, segment_frames
         else:
