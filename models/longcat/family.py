@@ -18,7 +18,12 @@ from qvg_engine.models.longcat.conditions import LongCatConditions, check_steps
 from qvg_engine.models.longcat.network import LongCatNetwork
 from qvg_engine.models.longcat.program import LongCatProgram, Reencode, Rollout
 from qvg_engine.models.longcat.reencode import reencoder_for
-from qvg_engine.models.longcat.schedule import DEFAULT_STEPS, make_schedule
+from qvg_engine.models.longcat.schedule import (
+    DEFAULT_STEPS,
+    Schedule,
+    ScheduleName,
+    make_schedule,
+)
 from qvg_engine.models.longcat.segments import Segment, split_segments
 from qvg_engine.models.longcat.text import EmbeddedText
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
@@ -176,30 +181,33 @@ class LongCatFamily:
         return to_interleaved(keys)
 
     def _rollout(self, inputs: StreamInputs, conditions: LongCatConditions) -> Rollout:
-        schedule = conditions.schedule or ("distilled" if self.distilled else "standard")
-        num_steps = conditions.num_steps or DEFAULT_STEPS[schedule]
-        check_steps(num_steps, schedule)
+        name = conditions.schedule or ("distilled" if self.distilled else "standard")
         guidance = conditions.guidance
         if guidance is None:
-            guidance = 1.0 if schedule == "distilled" else PUBLISHED_GUIDANCE
+            guidance = 1.0 if name == "distilled" else PUBLISHED_GUIDANCE
         segments = self._segments(inputs, conditions)
-        schedules = []
-        for segment in segments:
-            enhance_hf = conditions.enhance_hf
-            if enhance_hf is None:
-                enhance_hf = segment.continues and schedule == "standard"
-            shift = self.settings.shift
-            schedules.append(
-                make_schedule(schedule, num_steps=num_steps, shift=shift, enhance_hf=enhance_hf)
-            )
+        from_text = self._schedule(name, conditions, continues=False)
+        from_clip = self._schedule(name, conditions, continues=True)
         return Rollout(
             segments=segments,
-            schedules=tuple(schedules),
+            schedules=tuple(from_clip if item.continues else from_text for item in segments),
             guidance=guidance,
             prompt=self._embedded_text(inputs.text, conditions.prompt_mask),
             negative=self._negative(conditions) if guidance > 1 else None,
             commit_timestep=self.settings.commit_timestep,
             reencode=self._reencode(conditions) if len(segments) > 1 else None,
+        )
+
+    def _schedule(
+        self, name: ScheduleName, conditions: LongCatConditions, *, continues: bool
+    ) -> Schedule:
+        num_steps = conditions.num_steps or DEFAULT_STEPS[name]
+        check_steps(num_steps, name)
+        enhance_hf = conditions.enhance_hf
+        if enhance_hf is None:
+            enhance_hf = continues and name == "standard"
+        return make_schedule(
+            name, num_steps=num_steps, shift=self.settings.shift, enhance_hf=enhance_hf
         )
 
     def _segments(self, inputs: StreamInputs, conditions: LongCatConditions) -> tuple[Segment, ...]:

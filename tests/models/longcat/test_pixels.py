@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qvg_engine.models.family import DecoderState
 from qvg_engine.models.longcat.reference import ReferenceSettings, rollout
+from qvg_engine.plan import plan_capacity
 from tests.models.longcat.toy import (
     TEXT_LEN,
     make_engine,
@@ -160,3 +161,29 @@ def test_pixels_need_a_vae_that_encodes() -> None:
     # Of one segment nothing is encoded.
     single = make_request("a", frames=3, conditions={"continue_from": "pixels"})
     make_engine(make_family()).add_request(single)
+
+
+class LengthEncoder:
+    """Rows that depend on the length of the prompt."""
+
+    def encode(self, prompt: str) -> tuple[Tensor, tuple[str, ...]]:
+        return torch.full((2, 8), len(prompt) / 100), ()
+
+
+def test_videos_from_prompts() -> None:
+    """A family with a VAE and a text encoder makes videos of as many frames as were asked for."""
+    family = make_family(
+        codec=CoarseCodec(), prompt_encoder=LengthEncoder(), segment_frames=2, distilled=True
+    )
+    engine = make_engine(family)
+    plan = plan_capacity(engine.config, family, num_frames=16)
+    assert plan.pages_per_stream == -(-4 * 6 // 4)
+    assert plan.longest_frames is None
+    videos = engine.generate(["rain on a roof", "a red car"], num_frames=16)
+    # 9 latent frames: 6 of text alone, which stand for 11 pixel frames, 2 of 4, and 1 of 2.
+    assert [video.frames.shape for video in videos] == [(16, 4, 6, 3)] * 2
+    assert engine.stats().num_steps == 16 + 2 * (1 + 16)
+    guided = make_family(codec=CoarseCodec(), prompt_encoder=LengthEncoder())
+    # Both branches keep text.
+    other = plan_capacity(engine.config, guided, num_frames=16)
+    assert other.text_bytes_per_stream == 2 * plan.text_bytes_per_stream > 0
