@@ -4,6 +4,8 @@ One page id, and one codebook slot, is valid for all layers. Which of them are i
 manager's business.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,19 +13,18 @@ from torch import Tensor
 
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
-from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.format import ElementType, PageFormat
+from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.codec import (
     CodedPages,
     allocate_pages,
+    begin_encode,
     consecutive_groups,
     decode,
-    encode_span,
     fit_codebook,
     half_split_groups,
 )
-from qvg_engine.kernels.codec import SpanFigures as EncodedSpan
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
@@ -90,19 +91,9 @@ class PageStore:
         """The pages of one layer, for attention."""
         return self._layers[layer]
 
-    def new_figures(self) -> SpanFigures:
-        """Empty figures of one span, for `write` to fill."""
-        books = self.layout.num_books
-        formats = self.layout.coded_formats
-        stages = max(f.codec.stages for f in formats if f.codec is not None)
-        centroids = max(f.codec.centroids for f in formats if f.codec is not None)
-        groups = stages * self.layout.geometry.num_kv_heads
-        return SpanFigures(
-            energy=np.zeros(books, np.float32),
-            residual=np.zeros(books, np.float32),
-            counts=np.zeros((books, groups, centroids), np.int32),
-            num_centroids=np.zeros(books, np.int32),
-        )
+    def new_report(self) -> SpanReport:
+        """An empty report of one span, for `write` to fill."""
+        return SpanReport(self.layout)
 
     def write(
         self,
@@ -112,7 +103,7 @@ class PageStore:
         keys: Tensor,
         values: Tensor,
         span: SpanPlan | None = None,
-        figures: SpanFigures | None = None,
+        report: SpanReport | None = None,
         seen: PageRuns | None = None,
         refined: NDArray[np.int32] | None = None,
     ) -> None:
@@ -123,33 +114,36 @@ class PageStore:
             page_ids: the pages to fill, in order; the last page may stay part full.
             keys, values: [tokens, KV heads, head_dim], `tokens <= len(page_ids) * page_size`.
             span: which codebooks to fit or to use; needed where a format has codebooks.
-            figures: takes what was seen of the span in this layer.
+            report: takes what was seen of the span in this layer.
             seen: tokens before these, which a codebook that has to be fitted is fitted to, too.
             refined: the refinement page of each of `page_ids`, -1 for none; where pages have a
                 codec. What these refined is lost.
 
-        Raises `NonFiniteError` for NaN or infinity where a codec would store it.
+        Raises `NonFiniteError` for NaN or infinity where a codec would store it; on a GPU the
+        report does so when it is read, and the host does not wait here.
         """
         assert keys.shape == values.shape, (keys.shape, values.shape)
         pages = self._layers[layer]
         book = layer * self.layout.books_per_layer
-        for part, rows, name in ((pages.keys, keys, "keys"), (pages.values, values, "values")):
-            if isinstance(part, PlainPages):
-                encode(part, page_ids, rows)
-                continue
-            assert span is not None
-            self._fit(part, rows, book, span, seen, f"{name} of layer {layer}")
-            seen_of_span = encode_span(
-                part,
-                page_ids,
-                rows,
-                slot=int(span.slots[book]),
-                name=f"{name} of layer {layer}",
-                refined=refined,
-            )
-            if figures is not None:
-                _note(figures, book, seen_of_span, int(part.codebooks.counts[span.slots[book]]))
-            book += 1
+        with nullcontext() if report is None else report.checking():
+            for part, rows, name in ((pages.keys, keys, "keys"), (pages.values, values, "values")):
+                if isinstance(part, PlainPages):
+                    encode(part, page_ids, rows)
+                    continue
+                assert span is not None
+                slot = int(span.slots[book])
+                self._fit(part, rows, book, span, seen, f"{name} of layer {layer}")
+                figures = begin_encode(
+                    part,
+                    page_ids,
+                    rows,
+                    slot=slot,
+                    name=f"{name} of layer {layer}",
+                    refined=refined,
+                )
+                if report is not None:
+                    report.note(book, figures, int(part.codebooks.counts[slot]))
+                book += 1
 
     def _fit(
         self,
@@ -218,12 +212,3 @@ class PageStore:
                 f"{size:,} bytes of pages cannot be allocated on {self._device}: give the "
                 "KV-cache less memory"
             ) from error
-
-
-def _note(figures: SpanFigures, book: int, seen: EncodedSpan, num_centroids: int) -> None:
-    """Put what was seen of one book's span into the figures of all books."""
-    figures.energy[book] = seen.energy.sum()
-    figures.residual[book] = seen.residual_energy.sum()
-    counts = seen.counts.reshape(-1, seen.counts.shape[-1])
-    figures.counts[book, : counts.shape[0], : counts.shape[1]] = counts
-    figures.num_centroids[book] = num_centroids

@@ -1,4 +1,4 @@
-"""Tables that are made on the host and read by kernels."""
+"""What is made on the host and read on a device."""
 
 import numpy as np
 import torch
@@ -16,6 +16,14 @@ def to_device(table: NDArray[np.int32] | NDArray[np.int64], device: torch.device
     assert table.dtype in (np.int32, np.int64), table.dtype
     device = torch.device(device)
     on_host = torch.from_numpy(np.require(table, requirements=["C", "W"]))
-    if device.type == "cpu":
-        return on_host.clone()
-    return on_host.pin_memory().to(device, non_blocking=True)
+    return on_host.clone() if device.type == "cpu" else send(on_host, device)
+
+
+def send(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """`x` on `device`, in its own dtype or `dtype`; `x` itself where nothing is to be done.
+
+    From the host to a GPU as with `to_device`: the host does not wait.
+    """
+    if x.device.type == "cpu" and torch.device(device).type == "cuda":
+        x = x.pin_memory().to(device, non_blocking=True)
+    return x.to(device=device, dtype=dtype or x.dtype)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
@@ -14,7 +12,6 @@ from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 
 DecoderState = tuple[Tensor, ...] | None
-Frames = NDArray[np.uint8]
 
 
 class VideoCodec(Protocol):
@@ -32,8 +29,11 @@ class VideoCodec(Protocol):
         """Bytes of a stream's decoder state at a latent size."""
         ...
 
-    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Frames, DecoderState]:
-        """Decode [F, C, h, w] after what `state` has seen; None starts a video."""
+    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Decode [F, C, h, w] after what `state` has seen; None starts a video.
+
+        The frames stay on the codec's device, and the host does not wait for them.
+        """
         ...
 
 

@@ -6,9 +6,9 @@ import typing
 from qvg_engine.version import __version__
 
 if typing.TYPE_CHECKING:
-    from qvg_engine.accounting import EngineStats
     from qvg_engine.config import EngineConfig
     from qvg_engine.engine import VideoEngine
+    from qvg_engine.engine_stats import EngineStats
     from qvg_engine.generate import GeneratedVideo
     from qvg_engine.output import LayerCache, Trace, VideoOutput
     from qvg_engine.request import VideoRequest
@@ -29,7 +29,7 @@ __all__ = [
 # scheduler nor `qvg-engine --help` needs it.
 _HOMES = {
     "EngineConfig": "qvg_engine.config",
-    "EngineStats": "qvg_engine.accounting",
+    "EngineStats": "qvg_engine.engine_stats",
     "GeneratedVideo": "qvg_engine.generate",
     "LayerCache": "qvg_engine.output",
     "Trace": "qvg_engine.output",

@@ -38,30 +38,6 @@ class CacheFigures(msgspec.Struct, frozen=True, kw_only=True):
         return _ratio(self.bf16_bytes, self.stored_bytes + self.workspace_bytes)
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine's figures: now, and (`kv_*`, ratios, bytes) at the step of peak page use.
-
-    `kv_ratio_now` is the compression at this moment; a ratio without pages is 0.
-    """
-
-    num_steps: int
-    num_waiting: int
-    num_running: int
-    mean_streams_per_step: float
-    pages_used: int
-    pages_total: int
-    kv_ratio_now: float
-    kv_bytes_peak: int
-    kv_bytes_bf16: int
-    kv_ratio: float
-    total_ratio: float
-    codebook_bytes: int
-    refinement_bytes: int
-    workspace_bytes: int
-    text_bytes: int
-    decoder_bytes: int
-
-
 class CacheAccount:
     """Measures the cache after each step and remembers the peak."""
 

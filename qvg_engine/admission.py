@@ -63,7 +63,8 @@ def encode_text(
         )
     if not prompt_embeds.isfinite().all():
         raise RequestError(f"request {request_id!r}: prompt_embeds has NaN or Inf")
-    return TextRows(prompt_embeds.detach(), text_len), unknown_words
+    # On the host, so that the step that admits the stream need not wait to compare texts.
+    return TextRows(prompt_embeds.detach().cpu(), text_len), unknown_words
 
 
 def _check_conditions(request: VideoRequest, family: ModelFamily) -> None:

@@ -6,7 +6,7 @@ live at once; admission counts the slots, so a stream that runs always finds one
 
 from torch import Tensor
 
-from qvg_engine.models.family import DecoderState, Frames, VideoCodec
+from qvg_engine.models.family import DecoderState, VideoCodec
 
 
 class DecoderSlots:
@@ -34,7 +34,7 @@ class DecoderSlots:
         assert request_id not in self._states, f"{request_id!r} holds a slot already"
         self._states[request_id] = None
 
-    def decode(self, request_id: str, latents: Tensor) -> Frames:
+    def decode(self, request_id: str, latents: Tensor) -> Tensor:
         """The frames of the next chunk of the stream's video, uint8 [T, H, W, 3]."""
         assert self._codec is not None
         frames, self._states[request_id] = self._codec.decode_chunk(

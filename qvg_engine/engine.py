@@ -1,31 +1,33 @@
 """The engine: requests in, chunks of many videos out, one batched forward a step."""
 
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from qvg_engine.accounting import EngineStats
 from qvg_engine.admission import encode_text, open_stream
 from qvg_engine.block_manager.warm_up import warm_up
 from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.decoder_slots import DecoderSlots
+from qvg_engine.engine_stats import EngineStats, measure
 from qvg_engine.errors import EngineDeadError, QvgError, RequestError
 from qvg_engine.generate import GeneratedVideo, generate
+from qvg_engine.launched_step import Emission, LaunchedStep
 from qvg_engine.loading import load_family
+from qvg_engine.mailbox import Mailbox
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.program import Advance, OutsideWork, TextRows
-from qvg_engine.output import FinishReason, VideoOutput
+from qvg_engine.out_of_memory import is_out_of_memory
+from qvg_engine.output import FinishReason, PendingOutput, VideoOutput
 from qvg_engine.request import VideoRequest
-from qvg_engine.runner import Runner, StepResult, finite_flags
+from qvg_engine.runner import Runner, StepResult
 from qvg_engine.scheduler.config import SchedulerConfig
 from qvg_engine.scheduler.core import Scheduler
 from qvg_engine.scheduler.needs import Needs
 from qvg_engine.scheduler.plan import StepPlan
-from qvg_engine.stream import Stream, by_request
+from qvg_engine.stream import Stream
 from qvg_engine.text_pool import TextPool
 from qvg_engine.tracing import make_trace
 
@@ -67,9 +69,10 @@ class VideoEngine:
         self._slots = DecoderSlots(self.family.codec, self.config.num_decoder_slots)
         self._streams: dict[str, Stream] = {}
         self._outside_work: list[tuple[Stream, OutsideWork]] = []
-        self._unfinished: set[str] = set()
-        self._mail: deque[Callable[[], Outputs]] = deque()
-        self._mail_lock = threading.Lock()
+        self._launched: LaunchedStep | None = None
+        # Whether a step is settled by the next one, while the device works on that.
+        self._lags = self.config.torch_device.type == "cuda"
+        self._mail = Mailbox()
         self._step_lock = threading.Lock()
         self._death: str | None = None
 
@@ -88,20 +91,12 @@ class VideoEngine:
         )
         needs = stream.program.needs + codebooks + Needs(decoder_slots=int(stream.wants_video))
         self._scheduler.check_request(request.request_id, needs, priority=request.priority)
-        with self._mail_lock:
-            if request.request_id in self._unfinished:
-                raise RequestError(f"request_id {request.request_id!r} is in use: give another one")
-            self._unfinished.add(request.request_id)
-            self._mail.append(lambda: self._take_in(stream, needs))
+        self._mail.add(request.request_id, lambda: self._take_in(stream, needs))
         return unknown_words
 
     def abort_request(self, request_id: str) -> bool:
         """End a request at the next step; False if it is not, or no longer, unfinished."""
-        with self._mail_lock:
-            if request_id not in self._unfinished:
-                return False
-            self._mail.append(lambda: self._abort(request_id))
-        return True
+        return self._mail.post(request_id, lambda: self._abort(request_id))
 
     def update_request(
         self,
@@ -121,27 +116,28 @@ class VideoEngine:
         text, unknown_words = encode_text(
             self.family, request_id, prompt=prompt, prompt_embeds=prompt_embeds
         )
-        with self._mail_lock:
-            if request_id not in self._unfinished:
-                raise RequestError(f"request {request_id!r} is not unfinished: add it again")
-            self._mail.append(lambda: self._switch_text(request_id, text))
+        if not self._mail.post(request_id, lambda: self._switch_text(request_id, text)):
+            raise RequestError(f"request {request_id!r} is not unfinished: add it again")
         return unknown_words
 
     def has_unfinished_requests(self) -> bool:
         """Whether there is a request whose last output `step` has not returned yet."""
-        with self._mail_lock:
-            return bool(self._unfinished)
+        return self._mail.has_unfinished
 
     def step(self) -> Outputs:
-        """Run one batched forward; returns the chunks and the ends that it brought.
+        """Run one batched forward; returns the chunks and the ends that are known by now.
 
-        If the forward itself fails, every stream stays as it was, its pages of this step are
-        freed, and the exception is raised: the next call tries again. Raises `EngineDeadError`
-        once the device is lost.
+        On a GPU the host does not wait for the forward: what a step brought is returned by the
+        next one, once the device has said that all of it is finite. If the forward itself fails,
+        every stream stays as it was, its pages of this step are freed, and the exception is
+        raised: the next call tries again. If memory runs out, the stream that was added last of
+        those in the step ends with an error instead. Raises `EngineDeadError` once the device is
+        lost.
         """
         self._require_alive()
         with self._step_lock:
-            outputs = self._read_mail()
+            outputs = [output for act in self._mail.read() for output in act()]
+            outputs += self._settle_before_commits()
             for stream in self._streams.values():
                 self._scheduler.offer(stream.request_id, stream.next_gang())
             plan = self._scheduler.schedule()
@@ -151,9 +147,15 @@ class VideoEngine:
                 result = self._run(plan)
             except Exception as error:
                 self._roll_back(plan, error)
-                raise
+                if not is_out_of_memory(error) or not plan.units:
+                    raise
+                return [*outputs, self._shed(plan, error)]
             due, self._outside_work = self._outside_work, []
-            outputs += self._complete(plan, result)
+            launched = self._complete(plan, result)
+            outputs += self._settle()
+            self._launched = launched
+            if launched is not None and (launched.errors or not self._lags):
+                outputs += self._settle()
             outputs += self._do_outside_work(due)
         return outputs
 
@@ -176,32 +178,17 @@ class VideoEngine:
     def drop_unfinished(self) -> None:
         """Forget every unfinished request without another step; nothing is held afterwards."""
         with self._step_lock:
-            self._read_mail()
+            for act in self._mail.read():
+                act()
+            self._launched = None
             for request_id in tuple(self._streams):
                 self._end(request_id, "abort")
             self._outside_work.clear()
 
     def stats(self) -> EngineStats:
         """The engine's figures now and at the step of peak page use."""
-        scheduler = self._scheduler.stats()
-        now, peak = self._cache.figures(), self._cache.peak
-        return EngineStats(
-            num_steps=scheduler.num_steps,
-            num_waiting=scheduler.num_waiting,
-            num_running=scheduler.num_running,
-            mean_streams_per_step=scheduler.mean_streams_per_step,
-            pages_used=scheduler.num_pages_used,
-            pages_total=self._cache.store.num_pages,
-            kv_ratio_now=now.kv_ratio,
-            kv_bytes_peak=peak.kv_bytes,
-            kv_bytes_bf16=peak.bf16_bytes,
-            kv_ratio=peak.kv_ratio,
-            total_ratio=peak.total_ratio,
-            codebook_bytes=peak.codebook_bytes,
-            refinement_bytes=peak.refinement_bytes,
-            workspace_bytes=peak.workspace_bytes,
-            text_bytes=self._texts.num_bytes,
-            decoder_bytes=self._slots.num_bytes,
+        return measure(
+            self._scheduler.stats(), cache=self._cache, texts=self._texts, slots=self._slots
         )
 
     def check_integrity(self) -> None:
@@ -219,15 +206,6 @@ class VideoEngine:
             assert self._slots.num_used == decoding, "a decoder slot is lost"
             if not self._streams:
                 assert self._cache.block_manager.num_used == 0, "pages in use while idle"
-
-    def _read_mail(self) -> Outputs:
-        outputs: Outputs = []
-        while True:
-            with self._mail_lock:
-                if not self._mail:
-                    return outputs
-                act = self._mail.popleft()
-            outputs += act()
 
     def _take_in(self, stream: Stream, needs: Needs) -> Outputs:
         self._streams[stream.request_id] = stream
@@ -252,27 +230,40 @@ class VideoEngine:
                 return [self._end(request_id, "error", error=str(error))]
         return []
 
-    def _run(self, plan: StepPlan) -> StepResult:
+    def _run(self, plan: StepPlan) -> StepResult | None:
         for request_id in plan.request_ids:
             self._streams[request_id].sync_texts(self._texts)
-        return self._runner.run(plan, self._streams) if plan.units else StepResult([], {}, {})
+        return self._runner.run(plan, self._streams) if plan.units else None
 
     def _roll_back(self, plan: StepPlan, error: Exception) -> None:
         self._scheduler.rollback(plan)
         for request_id in plan.admitted:
             self._streams[request_id].release(self._texts, self._slots)
         fault = isinstance(error, torch.AcceleratorError)
-        if fault and not isinstance(error, torch.OutOfMemoryError):
+        if fault and not is_out_of_memory(error):
             self._death = f"{type(error).__name__}: {error}"
 
-    def _complete(self, plan: StepPlan, result: StepResult) -> Outputs:
-        """Publish what went well, end what did not, and turn clean chunks into outputs."""
-        advances, errors = self._advance(plan, result)
-        self._cache.record_spans(
-            [unit.commit for unit in plan.units if unit.commit and unit.request_id not in errors],
-            result.figures,
+    def _shed(self, plan: StepPlan, error: Exception) -> VideoOutput:
+        """End the youngest stream of a step that memory did not suffice for."""
+        youngest = [name for name in self._streams if name in plan.request_ids][-1]
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        message = (
+            f"request {youngest!r}: memory ran out in a step of {len(plan.request_ids)} streams, "
+            "and this one was added last: lower max_streams, max_batch_tokens or kv_memory "
+            f"({_one_line(error)})"
         )
-        self._scheduler.complete(plan, failed=errors.keys())
+        return self._end(youngest, "error", error=message)
+
+    def _complete(self, plan: StepPlan, result: StepResult | None) -> LaunchedStep | None:
+        """Go on as if all were well, where the verdict is not in; publish, evict, begin outputs."""
+        if result is None:
+            self._scheduler.complete(plan)
+            return None
+        launched = LaunchedStep(plan, result, self._streams)
+        known = launched.errors if self._lags else launched.verdict().errors
+        advances = self._advance(launched, known)
+        self._scheduler.complete(plan, failed=known.keys() | launched.errors.keys())
         self._cache.record_peak()
         for request_id, advance in advances.items():
             for eviction in advance.evictions:
@@ -282,58 +273,78 @@ class VideoEngine:
                     sink_tokens=eviction.sink_tokens,
                     window_start=eviction.window_start,
                 )
-        outputs: Outputs = []
         for request_id, advance in advances.items():
-            outputs += self._collect(self._streams[request_id], advance)
-        outputs += [
-            self._end(request_id, "error", error=message) for request_id, message in errors.items()
-        ]
-        return outputs
+            self._emit(launched, request_id, advance)
+        return launched
 
-    def _advance(
-        self, plan: StepPlan, result: StepResult
-    ) -> tuple[dict[str, Advance], dict[str, str]]:
-        """What every stream of the plan emits, and why the others failed."""
-        flows = result.flows
+    def _advance(self, launched: LaunchedStep, failed: Mapping[str, str]) -> dict[str, Advance]:
+        """What every stream emits that has not failed; a program's own failure is noted."""
         advances: dict[str, Advance] = {}
-        errors: dict[str, str] = {}
-        if not flows:
-            return advances, errors
-        finite = finite_flags(flows)
-        passes = by_request([scheduled.request_id for scheduled in plan.units])
-        for request_id, indices in passes.items():
-            if not all(finite[index] for index in indices):
-                errors[request_id] = _explain_not_finite(self._streams[request_id])
-                continue
-            commits = [plan.units[index].commit for index in indices]
-            refused = [
-                result.failures[commit.commit_id]
-                for commit in commits
-                if commit is not None and commit.commit_id in result.failures
-            ]
-            if refused:
-                errors[request_id] = f"request {request_id!r}: {refused[0]}"
+        for request_id, stream in launched.streams.items():
+            if request_id in failed:
                 continue
             try:
-                program = self._streams[request_id].program
-                advances[request_id] = program.advance([flows[index] for index in indices])
+                advances[request_id] = stream.program.advance(launched.flows_of(request_id))
             except Exception as error:
-                errors[request_id] = _one_line(error)
-        return advances, errors
+                launched.errors[request_id] = _one_line(error)
+        return advances
 
-    def _collect(self, stream: Stream, advance: Advance) -> Outputs:
-        outputs: Outputs = []
+    def _emit(self, launched: LaunchedStep, request_id: str, advance: Advance) -> None:
+        """Begin the outputs of one stream, which leave with the verdict."""
+        stream = self._streams[request_id]
+        outputs: list[PendingOutput] = []
         try:
             stream.records += advance.records
             for chunk in advance.chunks:
-                outputs.append(stream.chunk_output(chunk, self._slots))
-            if advance.work is not None:
-                self._outside_work.append((stream, advance.work))
+                outputs.append(stream.begin_output(chunk, self._slots))
         except Exception as error:
-            return [*outputs, self._end(stream.request_id, "error", error=_one_line(error))]
-        if stream.program.finished:
-            last = outputs.pop() if outputs else VideoOutput(request_id=stream.request_id)
-            outputs.append(self._end(stream.request_id, "length", last=last))
+            launched.errors[request_id] = _one_line(error)
+        if advance.work is not None and request_id not in launched.errors:
+            self._outside_work.append((stream, advance.work))
+        launched.emissions[request_id] = Emission(tuple(outputs), stream.program.finished)
+
+    def _settle_before_commits(self) -> Outputs:
+        """Settle now if a stream that has just committed commits again.
+
+        What its codebooks do depends on the figures of the span before, and must not depend on
+        what else is in the batch.
+        """
+        if self._launched is None:
+            return []
+        for request_id, _ in self._launched.commits:
+            if self._launched.is_alive(request_id, self._streams):
+                gang = self._streams[request_id].next_gang()
+                if gang is not None and any(unit.commit for unit in gang):
+                    return self._settle()
+        return []
+
+    def _settle(self) -> Outputs:
+        """Let the launched step's outputs leave, and end the streams that failed in it."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return []
+        verdict = launched.verdict()
+        alive = [name for name in launched.streams if launched.is_alive(name, self._streams)]
+        self._cache.record_spans(
+            [commit for request_id, commit in launched.commits if request_id in alive],
+            verdict.figures,
+        )
+        outputs: Outputs = []
+        errors = verdict.errors | launched.errors
+        for request_id in alive:
+            # What the device says of a step's numbers concerns all that came of them.
+            if request_id in launched.emissions and request_id not in verdict.errors:
+                emission = launched.emissions[request_id]
+                chunks = [output.finish() for output in emission.outputs]
+                if emission.finished and request_id not in errors:
+                    last = chunks.pop() if chunks else VideoOutput(request_id=request_id)
+                    chunks.append(self._end(request_id, "length", last=last))
+                outputs += chunks
+        outputs += [
+            self._end(request_id, "error", error=errors[request_id])
+            for request_id in alive
+            if request_id in errors
+        ]
         return outputs
 
     def _do_outside_work(self, due: list[tuple[Stream, OutsideWork]]) -> Outputs:
@@ -365,8 +376,7 @@ class VideoEngine:
             trace = make_trace(stream, tables, family=self.family, store=self._cache.store)
         self._scheduler.finish(request_id)
         stream.release(self._texts, self._slots)
-        with self._mail_lock:
-            self._unfinished.discard(request_id)
+        self._mail.end(request_id)
         last = last or VideoOutput(request_id=request_id)
         return VideoOutput(
             request_id=request_id,
@@ -382,13 +392,6 @@ class VideoEngine:
     def _require_alive(self) -> None:
         if self._death is not None:
             raise EngineDeadError(f"the device was lost ({self._death}): make a new engine")
-
-
-def _explain_not_finite(stream: Stream) -> str:
-    return (
-        f"request {stream.request_id!r}: the network's output has NaN or Inf: check the request's "
-        "noise, embeddings and context, or compute in float32"
-    )
 
 
 def _one_line(error: Exception) -> str:

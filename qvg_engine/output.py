@@ -4,9 +4,11 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.readback import Readback
 from qvg_engine.models.program import PassRecord
 
 FinishReason = Literal["length", "abort", "error"]
@@ -56,3 +58,23 @@ class VideoOutput(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     finish_reason: FinishReason | None = None
     error: str | None = None
     trace: Trace | None = None
+
+
+class PendingOutput:
+    """A chunk that may still be computed: frames uint8 [T, H, W, 3], or latents [F, C, h, w]."""
+
+    def __init__(self, request_id: str, chunk_index: int, content: Tensor) -> None:
+        self._request_id = request_id
+        self._chunk_index = chunk_index
+        self._content = Readback([content])
+
+    def finish(self) -> VideoOutput:
+        """The output; waits for the device."""
+        (content,) = self._content.wait()
+        is_video = content.dtype == torch.uint8
+        return VideoOutput(
+            request_id=self._request_id,
+            chunk_index=self._chunk_index,
+            frames=content.numpy() if is_video else None,
+            latents=None if is_video else content,
+        )

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
-import torch
 from torch import Tensor
 
-from qvg_engine.block_manager.codebooks import SpanFigures
+from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.paged_attention import PageRuns
@@ -23,14 +22,14 @@ from qvg_engine.stream import Stream
 
 
 class StepResult(msgspec.Struct, frozen=True):
-    """What a forward left behind.
+    """What a forward left behind; on a GPU it may still be computed.
 
-    `flows` [F, C, h, w], one for every pass in the plan's order; by commit id, `figures` of spans
+    `flows` [F, C, h, w], one for every pass in the plan's order; by commit id, `reports` of spans
     that refer to codebooks, and `failures` of commits that could not be stored.
     """
 
     flows: list[Tensor]
-    figures: dict[int, SpanFigures]
+    reports: dict[int, SpanReport]
     failures: dict[int, str]
 
 
@@ -65,7 +64,7 @@ class Runner:
         flows = self._family.forward(
             inputs, attention, batch_invariant=self._config.batch_invariant
         )
-        return StepResult(flows, attention.figures, attention.failures)
+        return StepResult(flows, attention.reports, attention.failures)
 
     def _reads(
         self,
@@ -92,9 +91,3 @@ class Runner:
                 )
             )
         return reads
-
-
-def finite_flags(flows: Sequence[Tensor]) -> list[bool]:
-    """Whether every value of each pass's flow is finite."""
-    flags = torch.stack([flow.isfinite().all() for flow in flows])
-    return [bool(flag) for flag in flags.tolist()]

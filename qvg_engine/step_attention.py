@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.block_manager.codebooks import SpanFigures
 from qvg_engine.block_manager.commit import PendingCommit
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     DenseSegment,
@@ -45,7 +45,7 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
-    After the forward, `figures` holds what was seen of each commit's span, where pages refer to
+    After the forward, `reports` holds what was seen of each commit's span, where pages refer to
     codebooks, and `failures` why a commit could not be stored, both by commit id.
     """
 
@@ -61,7 +61,7 @@ class StepAttention:
         self._store = store
         self._workspace = workspace
         self._strategy = strategy
-        self.figures: dict[int, SpanFigures] = {}
+        self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class StepAttention:
     ) -> None:
         stored = commit.num_tokens
         if commit.span is not None:
-            self.figures.setdefault(commit.commit_id, self._store.new_figures())
+            self.reports.setdefault(commit.commit_id, self._store.new_report())
         try:
             self._store.write(
                 layer,
@@ -109,7 +109,7 @@ class StepAttention:
                 keys=keys[-stored:],
                 values=values[-stored:],
                 span=commit.span,
-                figures=self.figures.get(commit.commit_id),
+                report=self.reports.get(commit.commit_id),
                 seen=seen,
                 refined=commit.refined,
             )

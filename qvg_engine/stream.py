@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qvg_engine.decoder_slots import DecoderSlots
 from qvg_engine.models.program import CleanChunk, PassRecord, Program, TextRows
-from qvg_engine.output import VideoOutput
+from qvg_engine.output import PendingOutput
 from qvg_engine.request import VideoRequest
 from qvg_engine.scheduler.unit import Gang
 from qvg_engine.text_pool import TextEntry, TextPool
@@ -70,12 +70,11 @@ class Stream:
         """What the program runs next; None while it is finished or waits for work outside."""
         return self.program.next_gang()
 
-    def chunk_output(self, chunk: CleanChunk, slots: DecoderSlots) -> VideoOutput:
+    def begin_output(self, chunk: CleanChunk, slots: DecoderSlots) -> PendingOutput:
         """Turn a clean chunk into an output; a video is cut at the frames that were asked for."""
         index = chunk.chunk_index
         if not self.wants_video:
-            latents = chunk.latents.float().cpu()
-            return VideoOutput(request_id=self.request_id, chunk_index=index, latents=latents)
+            return PendingOutput(self.request_id, index, chunk.latents.float())
         if chunk.lead is not None:
             slots.release(self.request_id)
             slots.acquire(self.request_id)
@@ -84,7 +83,7 @@ class Stream:
         if self.request.num_frames is not None:
             frames = frames[: self.request.num_frames - self._num_frames_sent]
         self._num_frames_sent += len(frames)
-        return VideoOutput(request_id=self.request_id, chunk_index=index, frames=frames)
+        return PendingOutput(self.request_id, index, frames)
 
 
 def by_request(request_ids: Sequence[str]) -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import DenseSegment
 from qvg_engine.models.program import TextRows
 
@@ -33,7 +34,7 @@ class TextEntry:
         if self.num_collapsed:
             weights = torch.zeros(self.num_rows + 1, dtype=torch.float32)
             weights[-1] = math.log(self.num_collapsed)
-            weights = weights.to(keys_values[0][0].device)
+            weights = send(weights, keys_values[0][0].device)
         self.layers = [
             DenseSegment(keys=keys, values=values, log_weights=weights)
             for keys, values in keys_values

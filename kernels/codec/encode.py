@@ -16,6 +16,7 @@ from qvg_engine.kernels.codec.residual import Points, stage_centroids, subtract,
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.page_runs import PageRuns
+from qvg_engine.kernels.readback import Readback
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,14 @@ class PendingFigures:
     error_energy: Tensor
     counts: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of `SpanFigures`."""
+        return self.energy, self.residual_energy, self.error_energy, self.counts
+
     def fetch(self) -> SpanFigures:
         """The figures; waits for the device."""
-        # One copy: 64 bits are 64 bits.
-        energies = torch.stack((self.energy, self.residual_energy, self.error_energy))
-        both = torch.cat((energies.flatten(), self.counts.flatten().view(torch.float64))).cpu()
-        size = energies.numel()
-        energy, residual_energy, error_energy = both[:size].view(energies.shape).numpy()
-        counts = both[size:].view(torch.int64).view(self.counts.shape).numpy()
-        return SpanFigures(energy, residual_energy, error_energy, counts)
+        return SpanFigures(*(x.numpy() for x in Readback(self.tensors).wait()))
 
 
 def encode_span(

@@ -4,7 +4,7 @@ On a GPU the host would have to wait for the answer. Within `deferred_checks` it
 stay on the device until whoever began them asks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from qvg_engine.errors import NonFiniteError
+from qvg_engine.kernels.readback import Readback
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
@@ -51,17 +52,14 @@ class DeferredChecks:
         self.flags.append(ends.min.isfinite() & ends.max.isfinite())
         self.names.append(name)
 
-    def require(self) -> None:
-        """Raise `NonFiniteError` for the first that failed, and forget all; waits for the device.
+    def require(self, found: Sequence[Tensor] | None = None) -> None:
+        """Raise `NonFiniteError` for the first that failed.
 
-        What was computed from such numbers, pages and codebooks too, is not to be used.
+        `found` are the flags on the host; without them this waits for the device. What was computed
+        from such numbers, pages and codebooks too, is not to be used.
         """
-        names, flags = self.names, self.flags
-        self.names, self.flags = [], []
-        if not flags:
-            return
-        found = torch.cat(flags).cpu().split([len(of_heads) for of_heads in flags])
-        for name, is_finite in zip(names, found, strict=True):
+        found = Readback(self.flags).wait() if found is None else found
+        for name, is_finite in zip(self.names, found, strict=True):
             bad = (~is_finite).nonzero()[:, 0].tolist()
             if bad:
                 raise NonFiniteError(
@@ -74,9 +72,12 @@ _deferred: ContextVar[DeferredChecks | None] = ContextVar("deferred_checks", def
 
 
 @contextmanager
-def deferred_checks() -> Iterator[DeferredChecks]:
-    """Within it, `require_finite` notes what tensors on a GPU hold instead of raising."""
-    checks = DeferredChecks()
+def deferred_checks(checks: DeferredChecks | None = None) -> Iterator[DeferredChecks]:
+    """Within it, `require_finite` notes what tensors on a GPU hold instead of raising.
+
+    `checks`: where it is noted; new ones unless given.
+    """
+    checks = DeferredChecks() if checks is None else checks
     token = _deferred.set(checks)
     try:
         yield checks

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import ConfigError, RequestError
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import RopeTransform
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
@@ -160,7 +161,7 @@ class LongCatFamily:
         ]
         flow = self.network(
             torch.cat(patches),
-            torch.tensor(timesteps, dtype=torch.float64, device=self.network.device),
+            send(torch.tensor(timesteps, dtype=torch.float64), self.network.device),
             per_frame,
             attention,
             tokens_per_pass=num_tokens,

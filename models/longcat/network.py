@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qvg_engine.kernels.device_table import send
 from qvg_engine.models.attention import Attention
 from qvg_engine.models.longcat.config import LongCatConfig
 from qvg_engine.models.wan.network import RMSNorm, time_sinusoid
@@ -293,7 +294,7 @@ class LongCatNetwork(nn.Module):
 
     def embed_text(self, rows: Tensor) -> Tensor:
         """The text encoder's rows [L, caption_channels] as the blocks see them, [L, D]."""
-        embedded: Tensor = self.y_embedder(rows.to(device=self.device, dtype=self.dtype))
+        embedded: Tensor = self.y_embedder(send(rows, self.device, self.dtype))
         return embedded
 
     def text_keys_values(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -302,7 +303,7 @@ class LongCatNetwork(nn.Module):
         Returns a pair of [L, H, head_dim] tensors a layer. A zero row is the padding of
         `text_tokens_zero_pad`.
         """
-        context = context.to(device=self.device, dtype=self.dtype)
+        context = send(context, self.device, self.dtype)
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         return [block.cross_attn.keys_values(context) for block in blocks]
 

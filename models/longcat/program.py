@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.page_count import pages_for
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import ReadTransform
 from qvg_engine.models.longcat.schedule import Schedule, cfg_zero_scale, guide
 from qvg_engine.models.longcat.segments import Segment
@@ -206,7 +207,7 @@ class LongCatProgram:
 
     def _begin_segment(self, condition: Tensor) -> None:
         assert len(condition) == self._current.condition_frames, condition.shape
-        self._condition = condition.to(device=self._device, dtype=torch.float32)
+        self._condition = send(condition, self._device, torch.float32)
         self._is_committed, self._waits = False, False
         self._x, self._step = None, 0
         self._take_next_prompt()
@@ -240,14 +241,14 @@ class LongCatProgram:
             if segment.continues:
                 # As published: noise is drawn in fp32 for text alone, else in the network's dtype.
                 noise = noise.to(self._dtype)
-            self._x = noise.to(device=self._device, dtype=torch.float32)
+            self._x = send(noise, self._device, torch.float32)
         return self._x
 
     def _given_context(self) -> Tensor | None:
         context = self._inputs.context_latents
         if context is None or not len(context):
             return None
-        return context.to(device=self._device, dtype=torch.float32)
+        return send(context, self._device, torch.float32)
 
     def _records(
         self,

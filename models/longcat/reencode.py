@@ -2,9 +2,11 @@
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.models.family import Frames, VideoCodec
+from qvg_engine.models.family import VideoCodec
 from qvg_engine.models.longcat.program import Reencode
 
 
@@ -16,7 +18,7 @@ class EncodingCodec(VideoCodec, Protocol):
         """Pixel frames of the first `latent_frames` >= 1 of a video."""
         ...
 
-    def encode(self, frames: Frames) -> Tensor:
+    def encode(self, frames: NDArray[np.uint8]) -> Tensor:
         """Latents [F, C, h, w], as the network takes them, of frames uint8 [T, H, W, 3]."""
         ...
 
@@ -31,6 +33,7 @@ def reencoder_for(codec: VideoCodec | None) -> Reencode | None:
 
     def reencode(latents: Tensor, wanted: int) -> Tensor:
         frames, _ = codec.decode_chunk(latents, None)
-        return codec.encode(frames[-codec.pixel_frames(wanted) :])
+        last = frames[-codec.pixel_frames(wanted) :]
+        return codec.encode(last.cpu().numpy())
 
     return reencode

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
-from qvg_engine.models.family import DecoderState, Frames
+from qvg_engine.models.family import DecoderState
 from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.pocket.vocabulary import Vocabulary
 from qvg_engine.models.rollout import RolloutSettings
@@ -49,9 +49,8 @@ class PocketCodec:
     def state_bytes(self, height: int, width: int) -> int:
         return self.vae.state_bytes(height, width)
 
-    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Frames, DecoderState]:
-        frames, after = self.vae.decode_chunk(latents, state)
-        return frames.cpu().numpy(), after
+    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        return self.vae.decode_chunk(latents, state)
 
 
 def load_pocket(

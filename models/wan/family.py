@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import ConfigError, RequestError
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import RopeTransform
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
@@ -121,7 +122,7 @@ class WanFamily:
         ]
         flow = self.network(
             torch.cat(patches),
-            torch.tensor(timesteps, dtype=torch.float64, device=self._device),
+            send(torch.tensor(timesteps, dtype=torch.float64), self._device),
             per_frame,
             attention,
             splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
@@ -134,7 +135,7 @@ class WanFamily:
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         weight = self.network.head.modulation
-        return self.network.text_keys_values(rows.to(device=weight.device, dtype=weight.dtype))
+        return self.network.text_keys_values(send(rows, weight.device, weight.dtype))
 
     def published_keys(self, keys: Tensor) -> Tensor:
         return to_interleaved(keys)

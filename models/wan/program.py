@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.page_count import peak_pages
+from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import ReadTransform
 from qvg_engine.models.program import (
     Advance,
@@ -156,8 +157,8 @@ class WanProgram:
             timestep = self._sampler.timesteps[step]
             records = (_pass_record(self._chunk, step, timestep, x0, flow),)
         if step + 1 < self._sampler.num_steps:
-            noise = self._inputs.noise.renoise(self._chunk, step, self._shape).to(x)
-            self._x = self._sampler.renoise(x0, noise, step + 1)
+            noise = self._inputs.noise.renoise(self._chunk, step, self._shape)
+            self._x = self._sampler.renoise(x0, send(noise, x.device, x.dtype), step + 1)
             self._step = step + 1
             return Advance(records=records)
         self._x, self._step = x0, None
@@ -176,7 +177,7 @@ class WanProgram:
     def _current(self) -> Tensor:
         if self._x is None:
             noise = self._inputs.noise.start(self._chunk, self._shape)
-            self._x = noise.to(device=self._device, dtype=self._dtype)
+            self._x = send(noise, self._device, self._dtype)
         return self._x
 
     @property
@@ -192,7 +193,7 @@ class WanProgram:
         context = self._inputs.context_latents
         if context is None or not len(context):
             return []
-        context = context.to(device=self._device, dtype=self._dtype)
+        context = send(context, self._device, self._dtype)
         # A remainder goes first, as the single image frame of image-to-video does.
         whole = self._settings.frames_per_chunk
         remainder = len(context) % whole

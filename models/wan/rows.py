@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
+
+from qvg_engine.kernels.device_table import to_device
 
 
 class FrameRows:
@@ -15,8 +18,8 @@ class FrameRows:
         self._uniform = counts[0] if len(set(counts)) == 1 else None
         self._frame_of_token: Tensor | None = None
         if self._uniform is None:
-            repeats = torch.tensor(counts, device=device)
-            self._frame_of_token = torch.repeat_interleave(repeats)
+            frames = np.repeat(np.arange(len(counts)), counts)
+            self._frame_of_token = to_device(frames, device)
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """x * (1 + scale) + shift; x is [tokens, dim], shift and scale [frames, dim]."""

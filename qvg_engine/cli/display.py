@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from qvg_engine.accounting import EngineStats
 from qvg_engine.cli.video_job import JobState, VideoJob
+from qvg_engine.engine_stats import EngineStats
 
 _LINE_EVERY_S = 10.0
 _LABEL_LENGTH = 48

@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from qvg_engine.accounting import EngineStats
 from qvg_engine.block_manager.format import LayerFormats
 from qvg_engine.cli.sizes import format_bytes
 from qvg_engine.cli.video_job import JobState, VideoJob
+from qvg_engine.engine_stats import EngineStats
 from qvg_engine.errors import OutputError
 
 

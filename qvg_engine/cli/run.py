@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from qvg_engine.accounting import EngineStats
 from qvg_engine.cli.display import Display
 from qvg_engine.cli.interrupt import StopSignals
 from qvg_engine.cli.video_job import JobState, VideoJob
+from qvg_engine.engine_stats import EngineStats
 from qvg_engine.output import VideoOutput
 from qvg_engine.request import VideoRequest
 

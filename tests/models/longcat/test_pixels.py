@@ -44,16 +44,14 @@ class CoarseCodec:
     def state_bytes(self, height: int, width: int) -> int:
         return height * width * 4
 
-    def decode_chunk(
-        self, latents: Tensor, state: DecoderState
-    ) -> tuple[NDArray[np.uint8], DecoderState]:
+    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         before = torch.zeros_like(latents[:1]) if state is None else state[0]
         sums = before + latents.cumsum(0)
         pixels = (sums[:, :3] * 10 + 128).round().clamp(0, 255).to(torch.uint8)
         repeats = torch.full((len(latents),), 2)
         repeats[0] = 1 if state is None else 2
         frames = pixels.repeat_interleave(repeats, dim=0).permute(0, 2, 3, 1)
-        return frames.numpy(), (sums[-1:],)
+        return frames, (sums[-1:],)
 
     def encode(self, frames: NDArray[np.uint8]) -> Tensor:
         assert len(frames) % 2 == 1
@@ -81,7 +79,7 @@ def sigmas() -> list[float]:
 def reencoded(latents: Tensor, wanted: int) -> Tensor:
     codec = CoarseCodec()
     frames, _ = codec.decode_chunk(latents, None)
-    return codec.encode(frames[-codec.pixel_frames(wanted) :])
+    return codec.encode(frames[-codec.pixel_frames(wanted) :].numpy())
 
 
 def expected_latents(request: Any, segments: list[tuple[int, int]]) -> list[Tensor]:
@@ -132,7 +130,8 @@ def test_a_segment_is_shown_behind_its_condition(run: Any, context: int) -> None
         assert condition is not None
         whole = torch.cat([condition, latents])
         shown, _ = codec.decode_chunk(whole, None)
-        frames.append(shown[codec.pixel_frames(len(condition)) if len(condition) else 0 :])
+        hidden = codec.pixel_frames(len(condition)) if len(condition) else 0
+        frames.append(shown[hidden:].numpy())
         if index + 1 < len(videos):
             condition = reencoded(whole, segments[index + 1][0])
     engine = make_engine(make_family(codec=CoarseCodec()), decoder_slots=1)

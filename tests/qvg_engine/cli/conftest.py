@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from qvg_engine.accounting import EngineStats
 from qvg_engine.cli import make_videos
 from qvg_engine.cli.app import main
 from qvg_engine.config import EngineConfig
+from qvg_engine.engine_stats import EngineStats
 from qvg_engine.errors import CapacityError
 from qvg_engine.output import VideoOutput
 from qvg_engine.request import VideoRequest

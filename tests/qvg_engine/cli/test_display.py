@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from qvg_engine import EngineConfig, VideoEngine
-from qvg_engine.accounting import EngineStats
 from qvg_engine.cli import run
 from qvg_engine.cli.app import main
 from qvg_engine.cli.display import make_display
 from qvg_engine.cli.interrupt import StopSignals
 from qvg_engine.cli.video_job import JobState, VideoJob
+from qvg_engine.engine_stats import EngineStats
 from qvg_engine.request import VideoRequest
 
 

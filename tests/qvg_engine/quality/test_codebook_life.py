@@ -226,16 +226,16 @@ def engine_rows(capture: Capture, policy: CodebookPolicy, centroids: int) -> lis
         manager.evict(branch, sink_tokens=0, window_start=max(0, own.start - tokens))
         commit = manager.begin_commit([branch], num_tokens=tokens)
         assert commit.span is not None
-        figures = store.new_figures()
+        report = store.new_report()
         store.write(
             0,
             commit.page_ids,
             keys=rows.keys[own],
             values=rows.values[own],
             span=commit.span,
-            figures=figures,
+            report=report,
         )
-        codebooks.record(commit.span, figures)
+        codebooks.record(commit.span, report.read(report.tensors))
         manager.publish(commit)
         for part, pages in enumerate((store.layer(0).keys, store.layer(0).values)):
             out = torch.empty(2, tokens, 128)
