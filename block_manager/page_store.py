@@ -25,6 +25,7 @@ from qvg_engine.kernels.codec import (
     fit_codebook,
     half_split_groups,
 )
+from qvg_engine.kernels.free_memory import free_bytes, refuse, usable_bytes
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
@@ -44,8 +45,8 @@ class PageStore:
         refinement_of: int32 [pages], the refinement page of each page, -1 for none; kept by the
             refinement pool, read here. None where no page is ever refined.
 
-    Raises `ConfigError` for sizes that make no sense. On the CPU the system commits the memory only
-    when a page is first written.
+    Raises `ConfigError` for sizes that make no sense, or that the device has no memory for. On the
+    CPU the system commits the memory only when a page is first written.
     """
 
     def __init__(
@@ -69,13 +70,17 @@ class PageStore:
         self._row_table = row_table
         self._refinement_of = refinement_of
         self._policy = policy or CodebookPolicy()
-        self._layers = tuple(
-            LayerPages(
-                keys=self._allocate(pair.keys, is_key=True),
-                values=self._allocate(pair.values, is_key=False),
+        free = free_bytes(self._device)
+        try:
+            self._layers = tuple(
+                LayerPages(
+                    keys=self._allocate(pair.keys, is_key=True),
+                    values=self._allocate(pair.values, is_key=False),
+                )
+                for pair in layout.layers
             )
-            for pair in layout.layers
-        )
+        except (RuntimeError, MemoryError) as error:
+            raise self._refuse(free) from error
 
     @property
     def page_size(self) -> int:
@@ -182,33 +187,38 @@ class PageStore:
     def _allocate(self, page_format: PageFormat, *, is_key: bool) -> Pages:
         geometry = self.layout.geometry
         heads, head_dim = geometry.num_kv_heads, geometry.head_dim
-        try:
-            if page_format.codec is None:
-                dtype = (
-                    torch.bfloat16 if page_format.element is ElementType.BFLOAT16 else self._dtype
-                )
-                shape = (self.num_pages, heads, self.page_size, head_dim)
-                return PlainPages(torch.empty(shape, device=self._device, dtype=dtype))
-            assert self._row_table is not None
-            spec = page_format.codec.for_head_dim(head_dim)
-            groups = half_split_groups if is_key else consecutive_groups
-            num_refinements = self.layout.refinement_pages(self.num_pages * self.page_size)
-            return allocate_pages(
-                spec,
-                num_pages=self.num_pages,
-                num_heads=heads,
-                page_size=self.page_size,
-                head_dim=head_dim,
-                row_table=self._row_table,
-                num_rows=self.layout.codebook_rows(self.num_pages),
-                device=self._device,
-                channel_groups=groups(head_dim, spec.group),
-                refinement_pages=num_refinements,
-                refined_page_of=self._refinement_of if num_refinements else None,
-            )
-        except (RuntimeError, MemoryError) as error:
-            size = self.layout.num_bytes(self.num_pages)
-            raise ConfigError(
-                f"{size:,} bytes of pages cannot be allocated on {self._device}: give the "
-                "KV-cache less memory"
-            ) from error
+        if page_format.codec is None:
+            dtype = torch.bfloat16 if page_format.element is ElementType.BFLOAT16 else self._dtype
+            shape = (self.num_pages, heads, self.page_size, head_dim)
+            return PlainPages(torch.empty(shape, device=self._device, dtype=dtype))
+        assert self._row_table is not None
+        spec = page_format.codec.for_head_dim(head_dim)
+        groups = half_split_groups if is_key else consecutive_groups
+        num_refinements = self.layout.refinement_pages(self.num_pages * self.page_size)
+        return allocate_pages(
+            spec,
+            num_pages=self.num_pages,
+            num_heads=heads,
+            page_size=self.page_size,
+            head_dim=head_dim,
+            row_table=self._row_table,
+            num_rows=self.layout.codebook_rows(self.num_pages),
+            device=self._device,
+            channel_groups=groups(head_dim, spec.group),
+            refinement_pages=num_refinements,
+            refined_page_of=self._refinement_of if num_refinements else None,
+        )
+
+    def _refuse(self, free: int) -> ConfigError:
+        """The error for pages that could not be allocated where so many bytes were free."""
+        num_bytes, smallest = (self.layout.num_bytes(count) for count in (self.num_pages, 1))
+        fits = usable_bytes(num_bytes, free)
+        return refuse(
+            "pages",
+            num_bytes,
+            free=free,
+            device=self._device,
+            advice=f"give kv_memory of at most {fits:,}"
+            if fits >= smallest
+            else f"there is no room for one page of {smallest:,}",
+        )

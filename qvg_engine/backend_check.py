@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from qvg_engine.errors import ConfigError
+from qvg_engine.kernels.device import device_of
 from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.paged_attention import LayerPages, Strategy
 
@@ -13,17 +14,28 @@ def check_backend(backend: Strategy, layers: Sequence[LayerPages], *, device: to
     """Raises `ConfigError` if "fused" was asked for and cannot be had for these pages."""
     if backend != "fused":
         return
-    asked = "attention_backend is 'fused'"
+    reason = why_not_fused(layers, device=device)
+    if reason is not None:
+        raise ConfigError(
+            f"attention_backend is 'fused', which cannot be had: {reason}; use 'auto' or "
+            "'workspace'"
+        )
+
+
+def why_not_fused(layers: Sequence[LayerPages], *, device: torch.device) -> str | None:
+    """Why "fused" cannot be had for these pages on this device; None if it can.
+
+    The pages themselves may be elsewhere, also on the "meta" device.
+    """
     if device.type != "cuda":
-        raise ConfigError(f"{asked}, which needs a CUDA device: use 'workspace' on {device.type}")
+        return f"it needs a CUDA device, and this is {device.type!r}"
     if not has_triton():
-        raise ConfigError(f"{asked}, which needs Triton: pip install 'qvg-engine[gpu]'")
+        return "it needs Triton: pip install 'qvg-engine[gpu]'"
     from qvg_engine.kernels.paged_attention import gpu_fused
 
+    architecture = device_of(device).architecture
     for number, pages in enumerate(layers):
-        if not gpu_fused.supports(pages):
-            raise ConfigError(
-                f"{asked}, which layer {number} cannot have: it needs a coded kv_format (of two "
-                "stages at most on sm_80), heads of 64 or 128 channels and a page_size that is a "
-                "multiple of 32; use 'workspace'"
-            )
+        reason = gpu_fused.refusal(pages, architecture)
+        if reason is not None:
+            return reason if len(layers) == 1 else f"in layer {number} {reason}"
+    return None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
 from qvg_engine.allocation import Allocation
-from qvg_engine.backend_check import check_backend
+from qvg_engine.attention_choice import choose_attention
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
@@ -39,6 +39,14 @@ class Cache:
         num_pages = self.layout.num_pages_for(config.kv_memory)
         policy = config.codebooks.for_streams(windowed=family.settings.window_frames is not None)
         codebooks = _open_codebooks(self.layout, policy, num_pages, max_streams=config.max_streams)
+        # First, so that what is said of memory for pages counts what is left.
+        self.workspace = Workspace(
+            num_heads=family.geometry.num_kv_heads,
+            head_dim=family.geometry.head_dim,
+            max_tokens=workspace_tokens(family, config),
+            device=config.torch_device,
+            dtype=config.torch_dtype,
+        )
         self.store = PageStore(
             self.layout,
             num_pages=num_pages,
@@ -48,22 +56,15 @@ class Cache:
             policy=policy,
             refinement_of=None if codebooks is None else codebooks.refinements.refinement_of,
         )
-        check_backend(
-            config.attention_backend,
-            [self.store.layer(layer) for layer in range(len(self.layout.layers))],
-            device=config.torch_device,
-        )
         self.block_manager = BlockManager(num_pages, config.page_size, codebooks=codebooks)
-        self.workspace = Workspace(
-            num_heads=family.geometry.num_kv_heads,
-            head_dim=family.geometry.head_dim,
-            max_tokens=workspace_tokens(family, config),
-            device=config.torch_device,
-            dtype=config.torch_dtype,
+        chunk_tokens = family.settings.frames_per_chunk * family.tokens_per_frame
+        self.attention = choose_attention(
+            config,
+            [self.store.layer(layer) for layer in range(len(self.layout.layers))],
+            self.workspace,
+            queries=chunk_tokens,
         )
-        self._chunk_pages = pages_for(
-            family.settings.frames_per_chunk * family.tokens_per_frame, config.page_size
-        )
+        self._chunk_pages = pages_for(chunk_tokens, config.page_size)
         self._account = CacheAccount(
             family.geometry,
             bytes_per_page=self.layout.page_bytes,

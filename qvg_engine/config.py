@@ -45,7 +45,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
     * `attention_backend`: "workspace", which decodes pages to a buffer; "fused", which decodes
-      them inside of attention: on GPUs, for few queries; "reference" for plain torch.
+      them inside of attention: on GPUs, for few queries; "reference" for plain torch. "auto"
+      takes one of the first two for each pass, by their times on this GPU, which are measured when
+      the engine is made; "workspace" on a CPU, or where "fused" cannot be had.
     * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
     * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
     * `max_text_rows`: text rows of all admitted streams together.
@@ -76,7 +78,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     page_size: int = 64
     kv_memory: int = 2 * 1024**3
     workspace_tokens: int | None = None
-    attention_backend: Strategy = "workspace"
+    attention_backend: Strategy | Literal["auto"] = "auto"
     max_streams: int = 16
     max_batch_tokens: int = 65_536
     aging_steps: int = 64
@@ -96,7 +98,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if self.value_format is not None:
             get_format(self.value_format)
-        check_choice("attention_backend", self.attention_backend, get_args(Strategy))
+        check_choice("attention_backend", self.attention_backend, ("auto", *get_args(Strategy)))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("dtype", self.dtype, tuple(_DTYPES))
         check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)

@@ -59,7 +59,7 @@ class Runner:
             self._reads(plan.units, inputs, streams),
             store=self._cache.store,
             workspace=self._cache.workspace,
-            strategy=self._config.attention_backend,
+            strategy_for=self._cache.attention.strategy_for,
         )
         flows = self._family.forward(
             inputs, attention, batch_invariant=self._config.batch_invariant

@@ -4,7 +4,7 @@ It is the one place where a network's layers meet the pages. A commit pass's K a
 reserved pages layer by layer, so that no more than one layer of them is alive at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -46,7 +46,8 @@ class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
     After the forward, `reports` holds what was seen of each commit's span, where pages refer to
-    codebooks, and `failures` why a commit could not be stored, both by commit id.
+    codebooks, and `failures` why a commit could not be stored, both by commit id. `strategy_for`
+    says how a pass of so many queries attends to so many cached tokens.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class StepAttention:
         *,
         store: PageStore,
         workspace: Workspace,
-        strategy: Strategy,
+        strategy_for: Callable[[int, int], Strategy],
     ) -> None:
         self._passes = passes
         self._store = store
         self._workspace = workspace
-        self._strategy = strategy
+        self._strategy_for = strategy_for
         self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
@@ -77,7 +78,7 @@ class StepAttention:
                 transform=item.transform,
                 query_positions=item.positions,
                 workspace=self._workspace,
-                strategy=self._strategy,
+                strategy=self._strategy_for(len(item.positions), cached.num_tokens),
             )
         # After all passes have read: a commit writes over what refined its branch's newest pages.
         for item in self._passes:
@@ -92,7 +93,7 @@ class StepAttention:
                 queries[item.rows],
                 (item.text.layers[layer],),
                 workspace=self._workspace,
-                strategy=self._strategy,
+                strategy=self._strategy_for(len(item.positions), 0),
             )
         return output
 

@@ -25,6 +25,8 @@ from qvg_engine.kernels.paged_attention import (
     paged_attention,
 )
 from qvg_engine.kernels.paged_attention import dense as engine_dense
+from qvg_engine.kernels.paged_attention.cost_measurement import measure_costs
+from qvg_engine.kernels.paged_attention.cost_model import CostModel
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 
 Dense = Callable[[Tensor, Tensor, Tensor], object]
@@ -37,6 +39,7 @@ class Attending:
         self._setup = setup
         self._peaks = peaks
         self._kept: dict[Any, Any] = {}
+        self._costs: dict[tuple[str, int], CostModel] = {}
         self._best: dict[tuple[int, int, int], tuple[float, str]] = {}
 
     def cases(self) -> Iterator[Case]:
@@ -134,7 +137,33 @@ class Attending:
             )
 
         timing = measure(run, setup.device, seconds=left, fewest_runs=setup.fewest_runs)
-        return timing.row() | self._compared(timing.ms, name, (queries, cached, heads))
+        size = (queries, cached, heads)
+        chosen = self._chosen(name, strategy, size, layer, workspace)
+        return timing.row() | self._compared(timing.ms, name, size) | chosen
+
+    def _chosen(
+        self,
+        name: str,
+        strategy: Strategy,
+        size: tuple[int, int, int],
+        layer: LayerPages,
+        workspace: Workspace,
+    ) -> Row:
+        """What an engine would take for this size, and the time that it would expect of this."""
+        queries, cached, heads = size
+        try:
+            check_offered("fused", layer)
+        except NotThere:
+            return {"auto takes": "workspace"}
+        if (name, heads) not in self._costs:
+            points = self._setup.cost_points
+            self._costs[name, heads] = measure_costs(layer, workspace, points=points)
+        model = self._costs[name, heads]
+        row: Row = {"auto takes": model.choose(queries, cached)}
+        for candidate, cost in model.costs.items():
+            if candidate == strategy:
+                row["expected ms"] = cost.ms(queries, cached)
+        return row
 
     def _compared(self, ms: float, name: str, size: tuple[int, int, int]) -> Row:
         """The times to the best dense attention so far, and to what the device allows."""

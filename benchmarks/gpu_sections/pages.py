@@ -1,6 +1,5 @@
 """Pages of random contents, made on the device: what they hold does not matter to the time."""
 
-import numpy as np
 import torch
 
 from benchmarks.gpu_sections.case import NotThere
@@ -12,8 +11,7 @@ from qvg_engine.kernels.codec import (
     consecutive_slots,
     half_split_groups,
 )
-from qvg_engine.kernels.codec.e4m3 import to_e4m3
-from qvg_engine.kernels.codec.packing import pack
+from qvg_engine.kernels.codec.random_pages import fill_randomly, shuffled_runs
 from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention import LayerPages, Pages, PlainPages, Strategy
@@ -55,22 +53,7 @@ def make_pages(
         device=device,
         channel_groups=half_split_groups(head_dim, spec.group) if is_key else None,
     )
-    if spec.trellis or len(spec.levels) == 1 << spec.bits:
-        pages.codes.random_(256)
-    else:
-        shape = (*pages.codes.shape[:3], head_dim)
-        codes = torch.randint(len(spec.levels), shape, device=device, dtype=torch.uint8)
-        pages.codes.copy_(pack(codes, spec.bits))
-    pages.ids.random_(spec.centroids)
-    # Scales between 2**-5 and 2.
-    pages.scales.copy_(torch.randint(0x10, 0x40, pages.scales.shape, device=device))
-    rows = torch.randn(pages.codebooks.rows.shape, device=device)
-    if spec.channel_widths:
-        rows[0] = rows[0].abs().clamp(0.5, 2)
-    stored = to_e4m3(rows) if pages.codebooks.rows.dtype == torch.uint8 else rows
-    pages.codebooks.rows.copy_(stored)
-    pages.codebooks.counts[:] = spec.centroids
-    pages.slot_of_page[:] = 0
+    fill_randomly(pages)
     return pages
 
 
@@ -88,14 +71,7 @@ def check_offered(strategy: Strategy, layer: LayerPages) -> None:
 
 def make_runs(num_tokens: int) -> PageRuns:
     """All tokens in order, in shuffled pages."""
-    num_pages = -(-num_tokens // PAGE_SIZE)
-    first = np.arange(num_pages) * PAGE_SIZE
-    return PageRuns(
-        np.random.default_rng(0).permutation(num_pages).astype(np.int64),
-        first,
-        np.zeros(num_pages, np.int64),
-        np.minimum(PAGE_SIZE, num_tokens - first),
-    )
+    return shuffled_runs(num_tokens, page_size=PAGE_SIZE)
 
 
 def row_bytes(format_name: str, head_dim: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu_sections.timing import FEWEST_RUNS
+from qvg_engine.kernels.paged_attention.cost_measurement import Points, measured_points
 from qvg_engine.models.wan.config import WanConfig
 
 PAGE_SIZE = 64
@@ -18,6 +19,7 @@ class Setup:
     queries, cached, heads: the sizes of attention; head_dim: of all kernels.
     frame: rows and columns of a latent frame in tokens; chunk: tokens of a chunk, of three frames.
     workspace_tokens: what an engine decodes at once without a window.
+    cost_points: the (queries, cached tokens) that the engine's choice of a strategy is fitted to.
     wan: the network of the steps; window_frames: latent frames that its passes see.
     copy_bytes, product_size: what bandwidth and arithmetic are measured with.
     """
@@ -32,6 +34,7 @@ class Setup:
     frame: tuple[int, int]
     chunk: int
     workspace_tokens: int
+    cost_points: Points
     streams: tuple[int, ...]
     wan: WanConfig
     window_frames: int
@@ -53,6 +56,7 @@ def gpu_setup() -> Setup:
         frame=(30, 52),
         chunk=4680,
         workspace_tokens=32 * 1024,
+        cost_points=measured_points(4680),
         streams=(1, 4, 16),
         wan=WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
         # 21 frames of 1,560 tokens: 32,760.
@@ -76,6 +80,7 @@ def dry_setup() -> Setup:
         frame=(2, 4),
         chunk=24,
         workspace_tokens=30,
+        cost_points=((64, 24), (64, 40), (128, 40)),
         streams=(1, 2),
         wan=WanConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=2, text_dim=8, freq_dim=16),
         window_frames=9,

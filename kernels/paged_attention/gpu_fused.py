@@ -30,7 +30,7 @@ from qvg_engine.kernels.codec.gpu_rows import locate
 from qvg_engine.kernels.codec.gpu_tiles import read_tile, woven_channels
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PRESETS
-from qvg_engine.kernels.device import ARCHITECTURES, device_of
+from qvg_engine.kernels.device import ARCHITECTURES, Architecture, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.page_runs import PageRuns
@@ -56,19 +56,28 @@ class PagedPass(NamedTuple):
 
 
 def supports(pages: LayerPages) -> bool:
-    """Whether `attend` takes these: K and V both coded, heads of 64 or 128, whole tiles a page.
+    """Whether `attend` takes these on their device, see `refusal`."""
+    return refusal(pages, device_of(pages.keys.device).architecture) is None
 
-    And in formats that the GPU has registers for, see `fused_tiles.py`.
+
+def refusal(pages: LayerPages, architecture: Architecture) -> str | None:
+    """Why `attend` does not take these on such a GPU; None if it does.
+
+    It takes coded K and V of heads of 64 or 128, in whole tiles a page, and in formats that the GPU
+    has registers for, see `fused_tiles.py`.
     """
-    return all(
-        isinstance(part, CodedPages) and has_whole_planes(part) and _has_tiles(part)
-        for part in (pages.keys, pages.values)
-    )
-
-
-def _has_tiles(pages: CodedPages) -> bool:
-    tokens = tile_tokens(pages, device_of(pages.device).architecture)
-    return tokens is not None and pages.page_size % tokens == 0
+    for name, part in (("K", pages.keys), ("V", pages.values)):
+        if not isinstance(part, CodedPages):
+            return f"it decodes codes, and {name} is stored without"
+        if part.head_dim not in _HEAD_DIMS:
+            return f"heads have {part.head_dim} channels, and it takes 64 or 128"
+        assert has_whole_planes(part), (part.spec.bits, part.head_dim)
+        tokens = tile_tokens(part, architecture)
+        if tokens is None:
+            return f"the decoding of {name} would spill registers on sm_{architecture}"
+        if part.page_size % tokens:
+            return f"page_size is {part.page_size}, no multiple of a tile's {tokens} tokens"
+    return None
 
 
 def num_programs(device: torch.device) -> int:

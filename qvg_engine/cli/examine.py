@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from qvg_engine.cli.attention_text import describe_attention
 from qvg_engine.cli.console import make_console
 from qvg_engine.cli.exit_code import ExitCode
 from qvg_engine.cli.installed import list_installed
@@ -42,6 +43,7 @@ def examine(engine_settings: dict[str, Any], length: VideoLength) -> int:
     _print(console, "memory", memory)
     config = EngineConfig(**engine_settings)
     family = load_video_family(config)
+    _print(console, "attention", describe_attention(config, family))
     assert family.codec is not None, "a family that makes videos has a codec"
     frames_per_second = family.codec.frames_per_second
     plan = plan_capacity(config, family, num_frames=length.count_frames(frames_per_second))

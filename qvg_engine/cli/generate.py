@@ -7,7 +7,9 @@ import typer
 
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
+    AttentionBackend,
     Device,
+    Dtype,
     KvFormat,
     KvMemory,
     MaxStreams,
@@ -61,6 +63,8 @@ def generate(
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
     device: Device = "auto",
+    dtype: Dtype = None,
+    attention_backend: AttentionBackend = None,
     batch_invariant: Annotated[
         bool,
         typer.Option(
@@ -89,6 +93,8 @@ def generate(
             max_streams=max_streams,
             kv_memory=kv_memory,
             device=device,
+            dtype=dtype,
+            attention_backend=attention_backend,
             batch_invariant=batch_invariant,
         ),
     )

@@ -1,10 +1,11 @@
 """How much memory this machine has, and how much of it is free."""
 
 import os
-from pathlib import Path
 
 import msgspec
 import torch
+
+from qvg_engine.kernels.free_memory import free_host_bytes
 
 
 class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +21,7 @@ def list_memory() -> list[MemoryFigures]:
     host = MemoryFigures(
         device="host",
         total_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        free_bytes=_available_bytes(),
+        free_bytes=free_host_bytes(),
     )
     return [host, *(_gpu_memory(index) for index in range(torch.cuda.device_count()))]
 
@@ -32,12 +33,3 @@ def _gpu_memory(index: int) -> MemoryFigures:
         total_bytes=total_bytes,
         free_bytes=free_bytes,
     )
-
-
-def _available_bytes() -> int:
-    """What can be allocated without swapping: free memory and caches that can be dropped."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

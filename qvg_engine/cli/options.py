@@ -1,13 +1,14 @@
 """Options that several commands have."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+from qvg_engine.kernels.paged_attention import Strategy
 
 ALLOCATION_SUFFIX = ".json"
 """How the name of an allocation's file ends."""
@@ -31,6 +32,16 @@ MaxStreams = Annotated[
 ]
 KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, unless given, float16 or bfloat16: of the network.")
+]
+AttentionBackend = Annotated[
+    str | None,
+    typer.Option(
+        help="How cached frames are attended to: auto, unless given, or "
+        f"{', '.join(get_args(Strategy))}."
+    ),
+]
 
 
 def engine_settings(
@@ -40,6 +51,8 @@ def engine_settings(
     max_streams: int | None,
     kv_memory: str | None,
     device: str,
+    dtype: str | None = None,
+    attention_backend: str | None = None,
     batch_invariant: bool = False,
 ) -> dict[str, Any]:
     """The fields of EngineConfig that were given.
@@ -52,6 +65,8 @@ def engine_settings(
         "max_streams": max_streams,
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
+        "dtype": dtype,
+        "attention_backend": attention_backend,
         "batch_invariant": batch_invariant,
     }
     return {name: value for name, value in given.items() if value is not None}

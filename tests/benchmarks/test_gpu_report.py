@@ -90,6 +90,24 @@ def test_attention_is_compared_with_the_best_dense_one(
             assert row["to best dense"] == pytest.approx(row["ms"] / best)
 
 
+def test_the_choice_of_an_engine_stands_beside_the_times(
+    dry_run: tuple[dict[str, Any], str],
+) -> None:
+    rows = [row for row in section(dry_run[0], "attention")["rows"] if row["format"] != "dense"]
+    assert rows
+    by_case: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_case.setdefault((row["format"], row["queries"], row["cached"]), []).append(row)
+    for (name, *_), same in by_case.items():
+        chosen = {row["auto takes"] for row in same}
+        if name not in CODED:
+            assert chosen == {"workspace"}
+            continue
+        expected = {row["strategy"]: row["expected ms"] for row in same if "expected ms" in row}
+        assert set(expected) == {"workspace", "fused"}
+        assert chosen == {min(expected, key=expected.__getitem__)}
+
+
 def test_what_is_missing_is_said_with_its_reason(dry_run: tuple[dict[str, Any], str]) -> None:
     measured, text = dry_run
     reasons = section(measured, "attention")["left_out"]

@@ -65,7 +65,7 @@ def test_a_pass_alone_equals_the_pass_in_a_batch(toy: Any, monkeypatch: pytest.M
                 [alone],
                 store=self._cache.store,
                 workspace=self._cache.workspace,
-                strategy="workspace",
+                strategy_for=lambda queries, tokens: "workspace",
             )
             (expected,) = self._family.forward([item], attention, batch_invariant=False)
             worst.append((len(flows), float((flow - expected).abs().max())))

@@ -45,11 +45,15 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, int]]:
     family = SimpleNamespace(name="pocket", codec=SimpleNamespace(frames_per_second=16))
     monkeypatch.setattr(examine, "load_video_family", lambda config: family)
     monkeypatch.setattr(examine, "plan_capacity", plan_capacity)
+    monkeypatch.setattr(
+        examine, "describe_attention", lambda config, _: [("strategy", config.attention_backend)]
+    )
     return asked
 
 
 def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineConfig, int]]) -> None:
-    result = cli("doctor", "--seconds", "60", "--kv-memory", "64MiB", "--max-streams", "3")
+    options = "--seconds 60 --kv-memory 64MiB --max-streams 3 --dtype float16"
+    result = cli("doctor", *options.split(), "--attention-backend", "fused")
     assert (result.code, result.err) == (0, "")
     for part in (
         "torch",
@@ -57,10 +61,12 @@ def test_doctor_shows_every_part(cli: CommandLine, planned: list[tuple[EngineCon
         "agrees with plain torch",
         "host",
         "144",
+        "fused",
     ):
         assert part in result.out
     ((config, num_frames),) = planned
     assert (config.kv_memory, config.max_streams, num_frames) == (64 * 2**20, 3, 960)
+    assert config.dtype == "float16"
 
 
 def test_doctor_says_when_a_kernel_fails(
