@@ -80,7 +80,8 @@ class LongCatProgram:
         self._waits = False
         self._x: Tensor | None = None
         self._condition = self._given_context()
-        self._is_committed = False
+        # Whether the condition is in the cache, and whether one of an earlier segment is.
+        self._is_committed, self._has_cache = False, False
         most_tokens = max(item.condition_frames for item in rollout.segments) * tokens_per_frame
         self._peak_tokens = most_tokens
         # A later text may have more rows, so the whole length is reserved.
@@ -135,8 +136,8 @@ class LongCatProgram:
             intent = CommitIntent(
                 branches=tuple(range(self.num_branches)),
                 num_tokens=num_tokens,
-                at_token=0,
-                free_first=True,
+                at_token=0 if self._has_cache else None,
+                free_first=self._has_cache,
             )
             return (PassUnit(branch=0, kind=PassKind.COMMIT, num_tokens=num_tokens, commit=intent),)
         num_tokens = self._current.new_frames * self._tokens_per_frame
@@ -184,7 +185,7 @@ class LongCatProgram:
 
     def _advance_commit(self, flows: Sequence[Tensor]) -> Advance:
         assert self._condition is not None
-        self._is_committed = True
+        self._is_committed, self._has_cache = True, True
         return Advance(records=self._records(self._condition, flows, None))
 
     def _end_segment(self, clean: Tensor, records: tuple[PassRecord, ...]) -> Advance:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from qvg_engine import VideoRequest
 from qvg_engine.block_manager.format import FORMATS
+from qvg_engine.errors import ConfigError
 from qvg_engine.models.longcat.conditions import LongCatConditions
 from qvg_engine.models.longcat.reference import ReferenceSettings, rollout
+from qvg_engine.quality.recorder import record_video
 from tests.models.longcat.toy import (
     CONFIG,
     TEXT_LEN,
@@ -317,3 +319,16 @@ def test_prompt_switch_takes_effect_with_the_next_segment(run: Any) -> None:
         if not engine.has_unfinished_requests():
             break
     assert largest_difference(torch.cat(chunks), torch.cat(expected)) <= BAR
+
+
+def test_a_condition_can_be_captured() -> None:
+    request = make_request("a")
+    capture = record_video(make_family(), make_engine().config, request)
+    assert capture.chunk_tokens == (2 * 6,)
+    assert {layer.keys.shape for layer in capture.layers.values()} == {(12, 2, 24)}
+    with pytest.raises(ConfigError, match="replaces tokens"):
+        record_video(make_family(), make_engine().config, make_request("a", frames=6))
+    with pytest.raises(ConfigError, match="committed 0 of 1 chunks"):
+        record_video(
+            make_family(), make_engine().config, make_request("a", context=0), num_chunks=1
+        )
