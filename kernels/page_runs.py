@@ -62,6 +62,12 @@ class PageRuns:
         page = np.repeat(self.page_id, lengths)
         return page, slot, slot + np.repeat(self.first_token, lengths)
 
+    def packed(self) -> "PageRuns":
+        """The same tokens, numbered from 0 on without gaps."""
+        lengths = self.end - self.begin
+        first_token = np.cumsum(lengths) - lengths - self.begin
+        return PageRuns(self.page_id, first_token, self.begin, self.end)
+
     def cut(self, start: int, stop: int) -> "PageRuns":
         """The tokens [start, stop) of this run, counted in order."""
         lengths = self.end - self.begin

@@ -51,7 +51,9 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     `latents` is [F, C, h, w], `timesteps` F numbers in 0..1000, `first_token` the number, within
     the branch, of the pass's first token (its position follows from it). Tokens of the branch
     from number `read_upto` on are not read; None reads all. `transform` is applied to queries,
-    keys, values and output. Without `reads_text` a pass has no cross-attention.
+    keys, values and output. Without `reads_text` a pass has no cross-attention. With
+    `packed_positions` a token's position is its place among the tokens that the pass sees, those of
+    the cache first, instead of its number.
     """
 
     latents: Tensor
@@ -60,6 +62,7 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     transform: ReadTransform
     read_upto: int | None = None
     reads_text: bool = True
+    packed_positions: bool = False
 
 
 class PassRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,13 @@
 """How a model family's videos are rolled out: chunk, window, sampler, text length."""
 
+from typing import Literal, get_args
+
 import msgspec
 
+from qvg_engine.checks import check_choice
 from qvg_engine.errors import ConfigError
+
+Positions = Literal["absolute", "window"]
 
 
 class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -12,7 +17,9 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     nothing else. `window_frames` counts the sink and the chunk itself; None keeps everything.
     `timesteps` are those of the denoising passes; with `warp_timesteps` they index the table that
     `shift` warps. `commit_timestep` is the t of the commit pass. `text_len` is the number of text
-    rows that the network attends to, padding included.
+    rows that the network attends to, padding included. `positions` are what keys and queries are
+    rotated by: "absolute" counts from the start of the video, "window" among the tokens that a
+    pass sees, so that no position is larger than the window.
     """
 
     latent_shape: tuple[int, int, int]
@@ -24,6 +31,7 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     shift: float = 5.0
     commit_timestep: float = 0.0
     text_len: int = 512
+    positions: Positions = "absolute"
 
     def __post_init__(self) -> None:
         for name in ("frames_per_chunk", "text_len"):
@@ -33,6 +41,7 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ConfigError(
                 f"latent_shape is {self.latent_shape}: give (channels, height, width), all positive"
             )
+        check_choice("positions", self.positions, get_args(Positions))
         if self.sink_frames < 0:
             raise ConfigError(f"sink_frames is {self.sink_frames}: give 0 or more")
         smallest = self.sink_frames + self.frames_per_chunk

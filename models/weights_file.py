@@ -6,7 +6,8 @@ Safetensors first; `.pt` and `.pth` files go through torch's restricted unpickle
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,8 @@ _BROKEN = (
 
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Everything in a weights file: tensors by name, or nested dicts of them for `.pt`."""
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give the path of a weights file or folder")
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path} is not a weights file: give one of {', '.join(SUFFIXES)}")
-    try:
+    check_suffix(path)
+    with broken_file_is_an_error(path):
         if path.suffix == ".safetensors":
             # Networks that are not loaded from such a file do without the package.
             from safetensors.torch import load_file
@@ -42,6 +40,26 @@ def read_weights_file(path: Path) -> dict[str, Any]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no named tensors: give a network's state dict")
+    return dict(content)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `CheckpointError` for a path that is not there or no weights file by its name."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: give the path of a weights file or folder")
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path} is not a weights file: give one of {', '.join(SUFFIXES)}")
+
+
+@contextmanager
+def broken_file_is_an_error(path: Path) -> Iterator[None]:
+    """Turn what a broken file raises into a `CheckpointError` of one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
     except Exception as error:
         if not isinstance(error, _BROKEN) and type(error).__name__ != "SafetensorError":
             raise
@@ -50,9 +68,6 @@ def read_weights_file(path: Path) -> dict[str, Any]:
             f"{path} is corrupt or truncated ({type(error).__name__}: {reason}): "
             "download or copy it again"
         ) from error
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds no named tensors: give a network's state dict")
-    return dict(content)
 
 
 def state_dict_in(

@@ -12,6 +12,7 @@ from qvg_engine.block_manager.format import LayerFormats, PageFormat, get_format
 from qvg_engine.checks import check_choice, check_range
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.paged_attention import Strategy
+from qvg_engine.models.rollout import Positions
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1, 1024
@@ -23,13 +24,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     The model and how it is rolled out; a field that is None (or `UNSET`) takes the model's own
     value:
 
-    * `model`: "pocket", the embedded model; a folder of that kind; or the path of a weights file.
-    * `lora`: the path of a LoRA that is merged into the network.
+    * `model`: "pocket", the embedded model; a folder of that kind; the path of a weights file; or
+      a folder with published or diffusers-style files (docs/models.md).
+    * `lora`: the path of a LoRA that is merged into the network, `lora_alpha` its alpha (None: its
+      rank). None takes the one that a published model comes with.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
     * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
       window counts the sink and the chunk itself.
     * `timesteps`, `warp_timesteps`, `shift`, `commit_timestep`: the sampler.
     * `text_len`: text rows that the network attends to, padding included.
+    * `positions`: "absolute", or "window" for positions within the window.
     * `num_heads`: attention heads, where they are not of 128 channels.
 
     The KV-cache and the step:
@@ -59,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     model: str = "pocket"
     lora: str | None = None
+    lora_alpha: float | None = None
     latent_shape: tuple[int, int, int] | None = None
     frames_per_chunk: int | None = None
     window_frames: int | UnsetType | None = UNSET
@@ -68,6 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     shift: float | None = None
     commit_timestep: float | None = None
     text_len: int | None = None
+    positions: Positions | None = None
     num_heads: int | None = None
 
     kv_format: str | PageFormat | Allocation = "q2"
@@ -110,6 +116,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             check_range("decoder_slots", self.decoder_slots, 0, 65_536)
         if self.num_heads is not None:
             check_range("num_heads", self.num_heads, 1, 65_536)
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
+            raise ConfigError(f"lora_alpha is {self.lora_alpha}: give a positive number")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "device is 'cuda', but torch sees no CUDA device: use 'cpu' or 'auto'"

@@ -13,6 +13,7 @@ from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pock
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
+from qvg_engine.models.wan.files import LATENT_SIZE, WanFiles, find_wan
 
 EMBEDDED_MODEL = "pocket"
 
@@ -25,6 +26,7 @@ _ROLLOUT_FIELDS = (
     "shift",
     "commit_timestep",
     "text_len",
+    "positions",
 )
 
 
@@ -39,28 +41,45 @@ def load_family(config: EngineConfig) -> ModelFamily:
     embedded = config.model == EMBEDDED_MODEL
     if not embedded and is_longcat(path):
         return load_longcat(config)
-    if config.lora is not None:
-        raise ConfigError(f"lora is {config.lora!r}: model {config.model!r} takes none")
-    if embedded or (path / CONFIG_NAME).is_file():
+    if embedded or ((path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file()):
+        if config.lora is not None:
+            raise ConfigError(f"lora is {config.lora!r}: model {config.model!r} takes none")
         return load_pocket(
             lambda defaults: override(defaults, config),
             folder=None if embedded else path,
             device=device,
             dtype=dtype,
         )
-    if not path.is_file():
-        raise CheckpointError(
-            f"model {config.model!r} is neither {EMBEDDED_MODEL!r} nor weights: give the path of "
-            f"a .pt or .safetensors file, or of a folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
-        )
-    network = load_wan(path, device=device, dtype=dtype, num_heads=config.num_heads)
-    if config.latent_shape is None:
-        raise ConfigError(
-            "latent_shape is not set: a bare network does not know its videos' size; give "
-            f"({network.config.in_dim}, height, width) in latent samples"
-        )
-    defaults = RolloutSettings(latent_shape=config.latent_shape)
-    return WanFamily(network, override(defaults, config), name=path.stem)
+    files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
+    if files is not None:
+        return _load_wan_family(files, config)
+    raise CheckpointError(
+        f"model {config.model!r} is neither {EMBEDDED_MODEL!r} nor weights: give the path of a .pt "
+        f"or .safetensors file, of a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or of one with "
+        "a published model's files (docs/models.md)"
+    )
+
+
+def _load_wan_family(files: WanFiles, config: EngineConfig) -> ModelFamily:
+    network = load_wan(
+        files.network,
+        device=config.torch_device,
+        dtype=config.torch_dtype,
+        num_heads=config.num_heads or files.num_heads,
+        lora=files.lora,
+        lora_alpha=config.lora_alpha,
+    )
+    latent_shape = config.latent_shape
+    if latent_shape is None:
+        if files.recipe is None and not files.is_folder:
+            raise ConfigError(
+                "latent_shape is not set: a bare network does not know its videos' size; give "
+                f"({network.config.in_dim}, height, width) in latent samples"
+            )
+        latent_shape = (network.config.in_dim, *LATENT_SIZE)
+    recipe = {} if files.recipe is None else files.recipe.rollout
+    defaults = RolloutSettings(latent_shape=latent_shape, **recipe)
+    return WanFamily(network, override(defaults, config), name=files.name)
 
 
 def override(defaults: RolloutSettings, config: EngineConfig) -> RolloutSettings:

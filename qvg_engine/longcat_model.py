@@ -18,7 +18,7 @@ from qvg_engine.models.longcat.family import (
 _Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
 
-_OTHER_FAMILIES = ("sink_frames", "timesteps", "warp_timesteps", "num_heads")
+_OTHER_FAMILIES = ("sink_frames", "timesteps", "warp_timesteps", "positions", "num_heads")
 
 
 def load_longcat(config: EngineConfig) -> LongCatFamily:
@@ -43,6 +43,7 @@ def load_longcat(config: EngineConfig) -> LongCatFamily:
         device=config.torch_device,
         dtype=config.torch_dtype,
         lora=None if config.lora is None else Path(config.lora),
+        lora_alpha=config.lora_alpha,
     )
     return LongCatFamily(
         network,

@@ -80,11 +80,14 @@ class Runner:
             first_row += num_tokens
             entries = self._cache.block_manager.read_table(scheduled.branch_id, item.read_upto)
             stream = streams[scheduled.request_id]
+            pages, first_position = PageRuns.from_columns(entries), item.first_token
+            if item.packed_positions:
+                pages, first_position = pages.packed(), pages.num_tokens
             reads.append(
                 PassReads(
                     rows=rows,
-                    positions=np.arange(item.first_token, item.first_token + num_tokens),
-                    pages=PageRuns.from_columns(entries),
+                    positions=np.arange(first_position, first_position + num_tokens),
+                    pages=pages,
                     transform=item.transform,
                     text=stream.text_entries[scheduled.unit.branch],
                     commit=scheduled.commit,

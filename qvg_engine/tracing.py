@@ -29,12 +29,14 @@ def make_trace(
     """
     runs = [PageRuns.from_columns(entries) for entries in tables]
     numbers = tuple(run.slots()[2] for run in runs)
+    packs_positions = family.settings.positions == "window"
+    positions = [np.arange(len(row)) if packs_positions else row for row in numbers]
     caches = tuple(
         tuple(
-            _layer_cache(stream, layer, run, positions, text, family=family, store=store)
+            _layer_cache(stream, layer, run, places, text, family=family, store=store)
             for layer in range(family.geometry.num_layers)
         )
-        for run, positions, text in zip(runs, numbers, stream.text_entries, strict=True)
+        for run, places, text in zip(runs, positions, stream.text_entries, strict=True)
     )
     return Trace(tuple(stream.records), caches, numbers)
 

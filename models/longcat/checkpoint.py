@@ -1,17 +1,13 @@
 """Loading LongCat-Video as it is published: `dit/` with safetensors, `scheduler/` beside it.
 
-Tensors are read one by one, changed in place and moved to where they belong, so that a load takes
-little more memory than the weights.
+Keys and shapes are checked from the headers, before anything is read.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
 from qvg_engine.models.longcat.config import CLASS_NAME, LongCatConfig, config_from_dict
@@ -19,13 +15,13 @@ from qvg_engine.models.longcat.layout import to_internal_
 from qvg_engine.models.longcat.lora import LoraWeights
 from qvg_engine.models.longcat.network import LongCatNetwork
 from qvg_engine.models.wan.checkpoint import check_keys
+from qvg_engine.models.weights import Weights
 
 CONFIG_NAME = "config.json"
 NETWORK_FOLDER = "dit"
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _TRAINED_STEPS = 1000
-_MAPPED_BYTES = 64 * 2**20
 
 
 def is_longcat(path: Path) -> bool:
@@ -45,28 +41,33 @@ def load_longcat_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     lora: Path | None = None,
+    lora_alpha: float | None = None,
 ) -> LongCatNetwork:
     """Build the network of a folder, with a LoRA merged into its weights where one is given.
 
-    Raises `CheckpointError` for files that are missing, corrupt, or of another model (missing and
-    left-over keys and wrong shapes are listed).
+    `lora_alpha`: see `LoraWeights`. The host holds one tensor at a time beside what the network
+    keeps. On the device "meta" nothing but the headers is read. Raises `CheckpointError` for files
+    that are missing, corrupt, or of another model (missing and left-over keys and wrong shapes are
+    listed).
     """
-    folder = _network_folder(path)
     config = read_network_config(path)
     with torch.device("meta"):
         network = LongCatNetwork(config)
-    expected = network.state_dict()
-    files = _weight_files(folder)
-    check_keys(expected, _shapes(files, folder))
-    with ExitStack() as stack:
-        merged = None
-        if lora is not None:
-            merged = LoraWeights(stack.enter_context(_open(lora)), expected, path=lora)
-        weights = {
-            key: _prepare(key, value, merged, config, torch.device(device), dtype)
-            for file in files
-            for key, value in _tensors(file)
-        }
+    stored = Weights(_weight_files(_network_folder(path)))
+    check_keys(network.state_dict(), stored.shapes)
+    device = torch.device(device)
+    if device.type == "meta":
+        return network.to(dtype).eval().requires_grad_(False)
+    updates = None if lora is None else LoraWeights(lora, stored.shapes, alpha=lora_alpha)
+    weights = {}
+    for key, value in stored.read():
+        if updates is not None:
+            # Before the rounding to `dtype` and before the permutation: in the published order.
+            value = updates.merged(key, value.to(device))
+        kept = value.to(device=device, dtype=dtype, copy=True)
+        to_internal_(key, kept, config.head_dim)
+        weights[key] = kept
+        del value, kept
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -124,66 +125,6 @@ def _weight_files(folder: Path) -> list[Path]:
     if missing:
         raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which {indices[0].name} names")
     return files
-
-
-def _open(file: Path) -> Any:
-    from safetensors import safe_open
-
-    if not file.is_file():
-        raise CheckpointError(f"{file} does not exist: give the path of a .safetensors file")
-    try:
-        return safe_open(file, framework="pt")
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{file} is corrupt or truncated ({reason}): download or copy it again"
-        ) from error
-
-
-def _shapes(files: list[Path], folder: Path) -> dict[str, Tensor]:
-    """Tensors without memory, in the shapes that the files' headers state."""
-    found: dict[str, Tensor] = {}
-    for file in files:
-        with _open(file) as shard:
-            for key in shard.keys():  # noqa: SIM118
-                if key in found:
-                    raise CheckpointError(f"{folder}: {key} is in two files: remove one of them")
-                found[key] = torch.empty(shard.get_slice(key).get_shape(), device="meta")
-    return found
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """The file's tensors. What is mapped and not kept is given back every few of them."""
-    with _open(file) as shard:
-        keys = list(shard.keys())
-    while keys:
-        mapped = 0
-        with _open(file) as shard:
-            while keys and mapped < _MAPPED_BYTES:
-                key = keys.pop(0)
-                value = shard.get_tensor(key)
-                mapped += value.nbytes
-                yield key, value
-                del value
-
-
-def _prepare(
-    key: str,
-    value: Tensor,
-    lora: LoraWeights | None,
-    config: LongCatConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    value = value.to(device)
-    if lora is not None:
-        # Before the rounding to `dtype` and before the permutation: it is in the published order.
-        value = lora.merged(key, value)
-    value = value.to(dtype)
-    to_internal_(key, value, config.head_dim)
-    return value
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -9,11 +9,12 @@ rank]; of a fused layer `.lora_up.blocks.{i}.weight`, each with its own part of 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
+from qvg_engine.models.wan.names import listing
+from qvg_engine.models.weights import Weights
 
 _HYPHEN = "___lorahyphen___"
 _PREFIX = f"lora{_HYPHEN}"
@@ -21,28 +22,36 @@ _PART = re.compile(
     r"\.(lora_down\.weight|lora_up\.weight|lora_up\.blocks\.\d+\.weight|alpha_scale)$"
 )
 PUBLISHED_ALPHA = 64.0
-"""Alpha of the published files; where a file has no `alpha_scale`, this over the rank."""
 
 
 class LoraWeights:
-    """The updates in an open safetensors file; each is read when its layer is merged."""
+    """The updates in a file; each is read when its layer is merged."""
 
-    def __init__(self, file: Any, expected: Mapping[str, Tensor], *, path: Path) -> None:
-        """`expected` is the network's state dict. Raises `CheckpointError` listing wrong keys."""
-        self._file = file
+    def __init__(
+        self, path: Path, expected: Mapping[str, Tensor], *, alpha: float | None = None
+    ) -> None:
+        """`expected` are the network's tensors, by name.
+
+        `alpha` over the rank is what products are multiplied with; None takes the file's
+        `alpha_scale`, or the published 64 over the rank where it has none. Raises
+        `CheckpointError` listing wrong keys.
+        """
         self._path = path
+        self._weights = Weights([path])
+        self._alpha = alpha
         self._modules: dict[str, dict[str, str]] = {}
         unknown = []
-        for key in file.keys():  # noqa: SIM118
+        for key in self._weights.shapes:
             part = _PART.search(key)
             name = key[: part.start()].removeprefix(_PREFIX).replace(_HYPHEN, ".") if part else ""
             if part is None or not key.startswith(_PREFIX) or f"{name}.weight" not in expected:
                 unknown.append(key)
                 continue
             self._modules.setdefault(name, {})[part[1]] = key
-        if unknown or not self._modules:
-            listed = ", ".join(sorted(unknown)[:8]) or "no keys at all"
-            raise CheckpointError(f"{path} is not a LoRA of this network; left over: {listed}")
+        if unknown:
+            raise CheckpointError(
+                f"{path} is not a LoRA of this network; left over: {listing(unknown)}"
+            )
         for name, keys in self._modules.items():
             self._check(name, keys, tuple(expected[f"{name}.weight"].shape))
 
@@ -52,19 +61,19 @@ class LoraWeights:
         if keys is None:
             return value
         value = value.float()
-        down = self._read(keys["lora_down.weight"]).to(value)
-        ups = [self._read(name).to(value) for name in _ups(keys)]
-        scale = self._scale(keys, len(down) // len(ups))
+        parts = {name: part.to(value.device) for name, part in self._weights.read(keys.values())}
+        down = parts[keys["lora_down.weight"]].to(value)
+        ups = [parts[name].to(value) for name in _ups(keys)]
+        rank = len(down) // len(ups)
+        if self._alpha is not None or "alpha_scale" not in keys:
+            scale = (self._alpha or PUBLISHED_ALPHA) / rank
+        else:
+            scale = float(parts[keys["alpha_scale"]])
         first = 0
         for up, rows in zip(ups, down.chunk(len(ups)), strict=True):
             value[first : first + len(up)].addmm_(up, rows, alpha=scale)
             first += len(up)
         return value
-
-    def _scale(self, keys: Mapping[str, str], rank: int) -> float:
-        if "alpha_scale" not in keys:
-            return PUBLISHED_ALPHA / rank
-        return float(self._read(keys["alpha_scale"]).float().reshape(-1)[0])
 
     def _check(self, name: str, keys: Mapping[str, str], shape: tuple[int, ...]) -> None:
         ups = _ups(keys)
@@ -88,11 +97,7 @@ class LoraWeights:
             )
 
     def _shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(key).get_shape())
-
-    def _read(self, key: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(key)
-        return tensor
+        return tuple(self._weights.shapes[key].shape)
 
 
 def _ups(keys: Mapping[str, str]) -> list[str]:

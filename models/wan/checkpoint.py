@@ -1,7 +1,6 @@
 """Loading causal Wan weights: Self-Forcing's, CausVid's, LongLive's, Wan's and diffusers' names."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,50 +8,58 @@ from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
 from qvg_engine.models.wan.config import WanConfig, config_from_weights
-from qvg_engine.models.wan.layout import to_internal
+from qvg_engine.models.wan.layout import internal, to_internal
+from qvg_engine.models.wan.lora import is_lora, read_lora
+from qvg_engine.models.wan.names import listing, wan_names
 from qvg_engine.models.wan.network import WanNetwork
-from qvg_engine.models.weights_file import read_weights_file, state_dict_in
+from qvg_engine.models.weights import Weights
 
 # Names under which a training run stores its network, the one that its authors sample from first.
 STATE_DICT_NAMES = ("generator_ema", "generator", "model")
-WRAPPER_PREFIXES = ("model.", "module.", "_fsdp_wrapped_module.")
-
-_DIFFUSERS_TO_WAN = (
-    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
-    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
-    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
-    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
-    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
-    (r"^scale_shift_table$", "head.modulation"),
-    (r"\.scale_shift_table$", ".modulation"),
-    (r"^proj_out\.", "head.head."),
-    (r"\.attn1\.to_out\.0\.", ".self_attn.o."),
-    (r"\.attn2\.to_out\.0\.", ".cross_attn.o."),
-    (r"\.attn1\.to_([qkv])\.", r".self_attn.\1."),
-    (r"\.attn2\.to_([qkv])\.", r".cross_attn.\1."),
-    (r"\.attn1\.norm_", ".self_attn.norm_"),
-    (r"\.attn2\.norm_", ".cross_attn.norm_"),
-    (r"\.norm2\.", ".norm3."),
-    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
-    (r"\.ffn\.net\.2\.", ".ffn.2."),
-)
 
 
 def load_wan(
-    path: str | Path,
+    path: str | Path | Sequence[Path],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     num_heads: int | None = None,
+    lora: Path | None = None,
+    lora_alpha: float | None = None,
 ) -> WanNetwork:
-    """Build a network from a checkpoint file; every size is read from its weights.
+    """Build a network from a checkpoint file, or from its shards; sizes are read from the weights.
 
-    `num_heads` overrides the published 128 channels a head. Raises `CheckpointError` for a file
-    that is corrupt, or of another model (missing and left-over keys are listed).
+    `num_heads` overrides the published 128 channels a head. `lora` is merged into the weights, see
+    `read_lora`. The host holds one tensor at a time beside what the network keeps. On the device
+    "meta" nothing but the headers is read. Raises `CheckpointError` for a file that is corrupt, or
+    of another model (missing and left-over keys are listed).
     """
-    path = Path(path)
-    weights = state_dict_in(read_weights_file(path), STATE_DICT_NAMES, path)
-    return build_wan(wan_names(weights), num_heads=num_heads).to(device=device, dtype=dtype)
+    paths = [Path(path)] if isinstance(path, str | Path) else list(path)
+    weights = Weights(paths, STATE_DICT_NAMES)
+    if any(is_lora(name) for name in weights.shapes):
+        raise CheckpointError(
+            f"{paths[0]} is a LoRA, not a network: give its base network, and this file as lora"
+        )
+    file_names = wan_names(weights.shapes)
+    shapes = {name: weights.shapes[file_name] for name, file_name in file_names.items()}
+    config = config_from_weights(shapes, num_heads=num_heads)
+    with torch.device("meta"):
+        network = WanNetwork(config).to(dtype)
+    check_keys(network.state_dict(), shapes)
+    if torch.device(device).type == "meta":
+        return network.eval().requires_grad_(False)
+    updates = {} if lora is None else read_lora(lora, shapes, alpha=lora_alpha)
+    names = {file_name: name for name, file_name in file_names.items()}
+    state = {}
+    for file_name, value in weights.read():
+        name = names[file_name]
+        if name in updates:
+            value = updates.pop(name).added_to(value)
+        ordered = internal(name, value, config.head_dim)
+        state[name] = ordered.to(device=device, dtype=dtype, copy=True)
+        del value, ordered
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def build_wan(
@@ -71,14 +78,6 @@ def build_wan(
     return network.eval().requires_grad_(False)
 
 
-def wan_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip wrapper prefixes and turn diffusers' names into Wan's."""
-    named = {_without_prefixes(key): value for key, value in weights.items()}
-    if not any(key.startswith("condition_embedder.") for key in named):
-        return named
-    return {_wan_name(key): value for key, value in named.items()}
-
-
 def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` that lists missing, left-over and wrongly shaped tensors."""
     missing = expected.keys() - given.keys()
@@ -89,7 +88,7 @@ def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> N
         if expected[key].shape != given[key].shape
     ]
     problems = [
-        f"{what}: {_listing(keys)}"
+        f"{what}: {listing(keys)}"
         for what, keys in (
             ("missing", missing),
             ("left over", left_over),
@@ -99,25 +98,3 @@ def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> N
     ]
     if problems:
         raise CheckpointError("the weights are of another model; " + "; ".join(problems))
-
-
-def _without_prefixes(key: str) -> str:
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in WRAPPER_PREFIXES:
-            if key.startswith(prefix):
-                key, stripped = key[len(prefix) :], True
-    return key.replace("_fsdp_wrapped_module.", "")
-
-
-def _wan_name(key: str) -> str:
-    for pattern, replacement in _DIFFUSERS_TO_WAN:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _listing(names: Iterable[str], most: int = 8) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(ordered[:most])
-    return shown if len(ordered) <= most else f"{shown} and {len(ordered) - most} more"

@@ -19,20 +19,24 @@ _PERMUTED = tuple(
 
 def to_internal(weights: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
     """A copy of a state dict in Wan's names and channel order, for `WanNetwork` to load."""
-    return _permute(weights, head_dim, half_split_index)
+    return {key: internal(key, value, head_dim) for key, value in weights.items()}
 
 
 def to_published(weights: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
     """The inverse of `to_internal`: a state dict of `WanNetwork` as it is published."""
-    return _permute(weights, head_dim, interleaved_index)
+    return {
+        key: _permuted(key, value, head_dim, interleaved_index) for key, value in weights.items()
+    }
 
 
-def _permute(
-    weights: Mapping[str, Tensor], head_dim: int, index_of: Callable[[int, int], Tensor]
-) -> dict[str, Tensor]:
-    permuted = dict(weights)
-    for key, value in weights.items():
-        if key.endswith(_PERMUTED):
-            index = index_of(head_dim, len(value) // head_dim)
-            permuted[key] = value[index.to(value.device)]
-    return permuted
+def internal(key: str, value: Tensor, head_dim: int) -> Tensor:
+    """One tensor of `to_internal`; the tensor itself where there is nothing to permute."""
+    return _permuted(key, value, head_dim, half_split_index)
+
+
+def _permuted(
+    key: str, value: Tensor, head_dim: int, index_of: Callable[[int, int], Tensor]
+) -> Tensor:
+    if not key.endswith(_PERMUTED):
+        return value
+    return value[index_of(head_dim, len(value) // head_dim).to(value.device)]

@@ -2,8 +2,9 @@
 
 Context that came with the request is committed first, piece by piece. Then each chunk takes its
 denoising passes and one commit pass of its clean latents. A switch of the text takes effect
-between chunks: the clean latents that the next chunk will see are committed again, in one pass,
-in the place of what was computed under the old text.
+between chunks, as LongLive does it: the clean latents of the window, but for the sink, run again
+in one pass under the new text, and what the next chunk will see of them takes the place of what
+was computed under the old one. The sink stays.
 """
 
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ class WanProgram:
         return (self._text,)
 
     def switch_text(self, text: TextRows) -> None:
-        if self._x is None and not self._clean:
+        if self._x is None and self._visible_start == self._next_frame:
             self._text = text
         else:
             self._next_text = text
@@ -106,17 +107,17 @@ class WanProgram:
         if self.finished:
             return None
         if self._is_recommit:
-            return (self._commit_unit(len(self._recommitted()), at_frame=self._recommit_start),)
+            return (self._recommit_unit(),)
         if self._context:
-            return (self._commit_unit(len(self._context[0]), at_frame=None),)
+            return (self._commit_unit(len(self._context[0])),)
         if self._step is None:
-            return (self._commit_unit(self._chunk_frames, at_frame=None),)
+            return (self._commit_unit(self._chunk_frames),)
         num_tokens = self._chunk_frames * self._tokens_per_frame
         return (PassUnit(branch=0, kind=PassKind.DENOISE, num_tokens=num_tokens),)
 
     def pass_inputs(self) -> Sequence[PassInputs]:
         if self._is_recommit:
-            first_frame = self._recommit_start
+            first_frame = self._next_frame - len(self._clean)
             return (self._commit_inputs(self._recommitted(), first_frame, reads_all=False),)
         if self._context:
             return (self._commit_inputs(self._context[0], self._next_frame),)
@@ -130,6 +131,7 @@ class WanProgram:
                 timesteps=timesteps,
                 first_token=first_token,
                 transform=self._transform,
+                packed_positions=self._packs_positions,
             ),
         )
 
@@ -203,14 +205,27 @@ class WanProgram:
     def _append_clean(self, latents: Tensor) -> tuple[Eviction, ...]:
         self._clean.extend(latents.unbind(0))
         self._next_frame += len(latents)
-        start = max(self._settings.sink_frames, self._settings.window_start(self._next_frame))
-        forgotten = len(self._clean) - (self._next_frame - start)
-        del self._clean[: max(0, forgotten)]
-        if self._next_text is not None and not self._clean:
+        start = self._visible_start
+        del self._clean[: max(0, len(self._clean) - self._most_recommitted)]
+        if self._next_text is not None and start == self._next_frame:
             # Nothing that the next chunk reads was computed under the old text, but the sink.
             self._text, self._next_text = self._next_text, None
         tokens = self._tokens_per_frame
         return (Eviction(0, self._settings.sink_frames * tokens, start * tokens),)
+
+    @property
+    def _visible_start(self) -> int:
+        """First frame after the sink that the next chunk sees; `next_frame` if there is none."""
+        start = max(self._settings.sink_frames, self._settings.window_start(self._next_frame))
+        return min(start, self._next_frame)
+
+    @property
+    def _most_recommitted(self) -> int:
+        """Latest frames that run again under a new text: those of the window after the sink."""
+        frames = self._next_frame - self._settings.sink_frames
+        if self._settings.window_frames is not None:
+            frames = min(frames, self._settings.window_frames - self._settings.sink_frames)
+        return max(0, frames)
 
     @property
     def _is_recommit(self) -> bool:
@@ -218,21 +233,26 @@ class WanProgram:
         return self._next_text is not None and between_chunks
 
     @property
-    def _recommit_start(self) -> int:
-        return self._next_frame - len(self._clean)
+    def _packs_positions(self) -> bool:
+        return self._settings.positions == "window"
 
     def _recommitted(self) -> Tensor:
         return torch.stack(self._clean)
 
-    def _commit_unit(self, frames: int, *, at_frame: int | None) -> PassUnit:
-        num_tokens = frames * self._tokens_per_frame
-        at_token = None if at_frame is None else at_frame * self._tokens_per_frame
+    def _recommit_unit(self) -> PassUnit:
+        tokens = self._tokens_per_frame
         intent = CommitIntent(
             branches=(0,),
-            num_tokens=num_tokens,
-            at_token=at_token,
-            free_first=at_token is not None,
+            num_tokens=(self._next_frame - self._visible_start) * tokens,
+            at_token=self._visible_start * tokens,
+            free_first=True,
         )
+        num_tokens = len(self._clean) * tokens
+        return PassUnit(branch=0, kind=PassKind.COMMIT, num_tokens=num_tokens, commit=intent)
+
+    def _commit_unit(self, frames: int) -> PassUnit:
+        num_tokens = frames * self._tokens_per_frame
+        intent = CommitIntent(branches=(0,), num_tokens=num_tokens)
         return PassUnit(branch=0, kind=PassKind.COMMIT, num_tokens=num_tokens, commit=intent)
 
     def _commit_inputs(
@@ -245,6 +265,7 @@ class WanProgram:
             first_token=first_token,
             transform=self._transform,
             read_upto=None if reads_all else first_token,
+            packed_positions=self._packs_positions,
         )
 
     def _record(self, latents: Tensor, flow: Tensor, chunk: int) -> tuple[PassRecord, ...]:

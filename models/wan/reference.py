@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qvg_engine.models.rollout import Positions
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.wan.sampler import FewStepSampler
 
@@ -18,7 +19,8 @@ class ReferenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a rollout depends on besides weights, prompt and noise.
 
     `window_frames` counts the chunk itself (None = everything); `round_cache` is applied to the
-    keys (before RoPE) and values of the cache, e.g. a rounding to bf16.
+    keys (before RoPE) and values of the cache, e.g. a rounding to bf16. `positions` as in
+    `RolloutSettings`.
     """
 
     frames_per_chunk: int
@@ -26,6 +28,7 @@ class ReferenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     window_frames: int | None = None
     sink_frames: int = 0
     text_len: int = 512
+    positions: Positions = "absolute"
     round_cache: Callable[[Tensor], Tensor] | None = None
 
 
@@ -43,9 +46,9 @@ class DenseAttention:
     """Attention of one pass over a dense cache; keys are kept before RoPE in `cache`."""
 
     def __init__(self, network: WanNetwork, text_rows: Tensor, settings: ReferenceSettings) -> None:
-        padding = text_rows.new_zeros(settings.text_len - len(text_rows), text_rows.shape[1])
-        self.text = network.text_keys_values(torch.cat([text_rows, padding]))
+        self.network = network
         self.settings = settings
+        self.set_text(text_rows)
         self.head_dim = network.config.head_dim
         self.keys: list[Tensor | None] = [None] * network.config.num_layers
         self.values: list[Tensor | None] = [None] * network.config.num_layers
@@ -53,21 +56,39 @@ class DenseAttention:
         self.first_frame = 0
         self.commit = False
 
+    def set_text(self, rows: Tensor) -> None:
+        """Attend to another text from now on."""
+        padding = rows.new_zeros(self.settings.text_len - len(rows), rows.shape[1])
+        self.text = self.network.text_keys_values(torch.cat([rows, padding]))
+
+    def forget(self, first_frame: int) -> None:
+        """Drop the cache from a frame on, and go on there."""
+        num_tokens = first_frame * self.grid[0] * self.grid[1]
+        self.keys = [None if keys is None else keys[:num_tokens] for keys in self.keys]
+        self.values = [None if values is None else values[:num_tokens] for values in self.values]
+        self.first_frame = first_frame
+
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         tokens_per_frame = self.grid[0] * self.grid[1]
         own_frames = len(queries) // tokens_per_frame
         cached_keys, cached_values = self.keys[layer], self.values[layer]
         if cached_keys is None or cached_values is None:
             cached_keys, cached_values = keys[:0], values[:0]
-        visible = self._visible(own_frames).repeat_interleave(tokens_per_frame)
-        cached = rotate(cached_keys, self.grid, 0)[visible]
-        own = rotate(keys, self.grid, self.first_frame)
+        frames = self._visible(own_frames)
+        visible = frames.repeat_interleave(tokens_per_frame)
+        own_position = self.first_frame
+        if self.settings.positions == "window":
+            own_position = int(frames.sum())
+            cached = rotate(cached_keys[visible], self.grid, 0)
+        else:
+            cached = rotate(cached_keys, self.grid, 0)[visible]
+        own = rotate(keys, self.grid, own_position)
         if self.commit:
             keep = self.settings.round_cache or (lambda x: x)
             self.keys[layer] = torch.cat([cached_keys, keep(keys)])
             self.values[layer] = torch.cat([cached_values, keep(values)])
         return attend(
-            rotate(queries, self.grid, self.first_frame),
+            rotate(queries, self.grid, own_position),
             torch.cat([cached, own]),
             torch.cat([cached_values[visible], values]),
         )
@@ -94,8 +115,12 @@ def rollout(
     noise: Tensor,
     renoise: Tensor,
     settings: ReferenceSettings,
+    switch: tuple[int, Tensor] | None = None,
 ) -> ReferenceResult:
     """Generate one video from given noise.
+
+    With `switch`, a chunk index and the text from there on, the window's clean latents but for the
+    sink run again in one pass under the new text first.
 
     `prompt_embeds` is [L, text_dim], `noise` [F, C, h, w], `renoise` [chunks, steps - 1, frames
     per chunk, C, h, w]. The last chunk is committed as well.
@@ -109,6 +134,8 @@ def rollout(
     for chunk, x in enumerate(noise.split(settings.frames_per_chunk)):
         x0s.append([])
         flows.append([])
+        if switch is not None and chunk == switch[0]:
+            _switch(network, attention, switch[1], torch.cat([done[-2] for done in x0s[:-1]]))
         attention.first_frame = chunk * settings.frames_per_chunk
         attention.commit = False
         for step, timestep in enumerate(sampler.timesteps):
@@ -126,6 +153,20 @@ def rollout(
     values = [v for v in attention.values if v is not None]
     latents = torch.cat([chunk_x0[-2] for chunk_x0 in x0s])
     return ReferenceResult(latents, x0s, flows, keys, values)
+
+
+def _switch(
+    network: WanNetwork, attention: DenseAttention, text_rows: Tensor, clean: Tensor
+) -> None:
+    settings = attention.settings
+    start = settings.sink_frames
+    if settings.window_frames is not None:
+        start = max(start, len(clean) - (settings.window_frames - settings.sink_frames))
+    attention.set_text(text_rows)
+    if start < len(clean):
+        attention.forget(start)
+        attention.commit = True
+        _forward(network, clean[start:], settings.sampler.commit_timestep, attention)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

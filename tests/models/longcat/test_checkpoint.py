@@ -153,6 +153,13 @@ def test_weights_make_a_round_trip(
         assert torch.equal(value, expected[key]), key
 
 
+def test_headers_are_enough_on_the_meta_device(model: Path) -> None:
+    network = load_longcat_network(model, device="meta", dtype=torch.bfloat16)
+    assert network.config == CONFIG
+    assert {value.device.type for value in network.state_dict().values()} == {"meta"}
+    assert network.dtype == torch.bfloat16
+
+
 def test_layouts_are_inverse() -> None:
     weights = published_weights()
     changed = []
@@ -204,6 +211,7 @@ def test_an_engine_loads_the_folder(model: Path) -> None:
         ({"timesteps": (1000.0,)}, "timesteps is"),
         ({"num_heads": 4}, "num_heads is 4"),
         ({"sink_frames": 1}, "sink_frames is 1"),
+        ({"positions": "window"}, "positions is 'window'"),
         ({"latent_shape": (5, 4, 4)}, "latent_shape is .5, 4, 4.: the network takes 4 channels"),
         ({"frames_per_chunk": 0}, "frames_per_chunk is 0"),
         ({"text_len": 0}, "text_len is 0"),
@@ -267,7 +275,7 @@ def test_shards_that_are_missing_or_hold_too_much(sharded: Path) -> None:
     first, second, _ = (sharded / "dit" / name for name in shard_names(3))
     kept = second.read_bytes()
     second.write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match="is in two files"):
+    with pytest.raises(CheckpointError, match="both hold blocks"):
         load_longcat_network(sharded)
     second.unlink()
     with pytest.raises(CheckpointError, match=f"lacks {second.name}, which .*index.json names"):

@@ -71,12 +71,19 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("scale", [0.5, None])
-def test_merged_weights(model: Path, scale: float | None) -> None:
-    lora, merged = make_lora(published_weights(), scale)
+@pytest.mark.parametrize(
+    ("in_file", "alpha", "scale"),
+    [(0.5, None, 0.5), (None, None, None), (0.5, 6.0, 2.0)],
+    ids=["in the file", "as published", "given"],
+)
+def test_merged_weights(
+    model: Path, in_file: float | None, alpha: float | None, scale: float | None
+) -> None:
+    lora, _ = make_lora(published_weights(), in_file)
+    _, merged = make_lora(published_weights(), scale)
     file = model / "lora" / "cfg_step_lora.safetensors"
     save_file(lora, file)
-    network = load_longcat_network(model, lora=file)
+    network = load_longcat_network(model, lora=file, lora_alpha=alpha)
     for key, value in network.state_dict().items():
         expected = merged[key].clone()
         to_internal_(key, expected, CONFIG.head_dim)
@@ -150,7 +157,7 @@ def empty(lora: dict[str, Tensor]) -> None:
         (wrong_rank, r"lora_down of \[3, 256\] and lora_up of \[\[48, 4\]\]"),
         (wrong_rows, r"lora_up of blocks\.1\.ffn\.w2 has 47 rows, its weights 48"),
         (wrong_scale, "alpha_scale is not one number"),
-        (empty, "no keys at all"),
+        (empty, "holds no named tensors"),
     ],
 )
 def test_wrong_files_are_one_line(model: Path, spoil: Any, words: str) -> None:
