@@ -3,10 +3,13 @@
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Whether a multiplication and an addition become one: the default changes with Triton 3.10, and
@@ -29,9 +32,37 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+_cpu_is_gpu: ContextVar[bool] = ContextVar("cpu_is_gpu", default=False)
+
+
+@contextmanager
+def cpu_as_gpu() -> Iterator[None]:
+    """Within it, what is on the CPU is computed as on a GPU: by Triton's kernels, interpreted.
+
+    To run whole programs through the kernels where there is no GPU. Rotary tables, and whatever
+    else is made for a device once, are to be made within it too.
+    """
+    assert is_interpreted(), "set TRITON_INTERPRET=1 before the kernels are imported"
+    token = _cpu_is_gpu.set(True)
+    try:
+        yield
+    finally:
+        _cpu_is_gpu.reset(token)
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether tensors on this device are for Triton's kernels, if it is installed."""
+    return device.type == "cuda" or (device.type == "cpu" and _cpu_is_gpu.get())
+
+
+def runs_on_cpu(device: torch.device) -> bool:
+    """Whether tensors on this device are for the CPU's kernels."""
+    return device.type == "cpu" and not _cpu_is_gpu.get()
+
+
 def supports(x: Tensor) -> bool:
     """Whether Triton kernels take this tensor."""
-    return x.device.type == "cuda" and has_triton()
+    return runs_triton(x.device) and has_triton()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

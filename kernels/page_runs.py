@@ -1,5 +1,6 @@
 """Which tokens of which pages are read, in what order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +45,14 @@ class PageRuns:
                 for column in (columns.page_id, columns.first_token, columns.begin, columns.end)
             )
         )
+
+    @classmethod
+    def join(cls, parts: "Sequence[PageRuns]") -> "PageRuns":
+        """All entries of at least one part, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = ((p.page_id, p.first_token, p.begin, p.end) for p in parts)
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
 
     @property
     def num_tokens(self) -> int:

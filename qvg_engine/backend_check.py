@@ -6,7 +6,7 @@ import torch
 
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.device import device_of
-from qvg_engine.kernels.gpu import has_triton
+from qvg_engine.kernels.gpu import has_triton, runs_triton
 from qvg_engine.kernels.paged_attention import LayerPages, Strategy
 
 
@@ -27,7 +27,7 @@ def why_not_fused(layers: Sequence[LayerPages], *, device: torch.device) -> str 
 
     The pages themselves may be elsewhere, also on the "meta" device.
     """
-    if device.type != "cuda":
+    if not runs_triton(device):
         return f"it needs a CUDA device, and this is {device.type!r}"
     if not has_triton():
         return "it needs Triton: pip install 'qvg-engine[gpu]'"

@@ -60,6 +60,7 @@ class Runner:
             store=self._cache.store,
             workspace=self._cache.workspace,
             strategy_for=self._cache.attention.strategy_for,
+            batch_invariant=self._config.batch_invariant,
         )
         flows = self._family.forward(
             inputs, attention, batch_invariant=self._config.batch_invariant

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,13 +16,14 @@ from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.block_manager.span_report import SpanReport
 from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
+    AttentionPass,
     DenseSegment,
     PagedSegment,
     PageRuns,
     ReadTransform,
     Strategy,
     Workspace,
-    paged_attention,
+    batched_attention,
 )
 from qvg_engine.text_pool import TextEntry
 
@@ -45,9 +45,10 @@ class PassReads(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class StepAttention:
     """The `Attention` that the engine gives to a network for one step.
 
-    After the forward, `reports` holds what was seen of each commit's span, where pages refer to
-    codebooks, and `failures` why a commit could not be stored, both by commit id. `strategy_for`
-    says how a pass of so many queries attends to so many cached tokens.
+    `strategy_for` says how a pass of so many queries attends to so many cached tokens;
+    `batch_invariant`: no bit of a pass depends on the others. After the forward, `reports` holds
+    what was seen of each commit's span, where pages refer to codebooks, and `failures` why a commit
+    could not be stored, both by commit id.
     """
 
     def __init__(
@@ -57,29 +58,38 @@ class StepAttention:
         store: PageStore,
         workspace: Workspace,
         strategy_for: Callable[[int, int], Strategy],
+        batch_invariant: bool = False,
     ) -> None:
         self._passes = passes
         self._store = store
         self._workspace = workspace
         self._strategy_for = strategy_for
+        self._batch_invariant = batch_invariant
         self.reports: dict[int, SpanReport] = {}
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        output = torch.empty_like(queries)
-        for item in self._passes:
-            own = DenseSegment(
-                keys=keys[item.rows], values=values[item.rows], positions=item.positions
-            )
-            cached = PagedSegment(self._store.layer(layer), item.pages)
-            output[item.rows] = paged_attention(
-                queries[item.rows],
-                (cached, own),
-                transform=item.transform,
-                query_positions=item.positions,
-                workspace=self._workspace,
-                strategy=self._strategy_for(len(item.positions), cached.num_tokens),
-            )
+        pages = self._store.layer(layer)
+        output = self._attend(
+            queries,
+            [
+                AttentionPass(
+                    start=item.rows.start,
+                    stop=item.rows.stop,
+                    segments=(
+                        PagedSegment(pages, item.pages),
+                        DenseSegment(
+                            keys=keys[item.rows],
+                            values=values[item.rows],
+                            positions=item.positions,
+                        ),
+                    ),
+                    transform=item.transform,
+                    positions=item.positions,
+                )
+                for item in self._passes
+            ],
+        )
         # After all passes have read: a commit writes over what refined its branch's newest pages.
         for item in self._passes:
             if item.commit is not None:
@@ -87,15 +97,26 @@ class StepAttention:
         return output
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
-        output = torch.empty_like(queries)
-        for item in self._passes:
-            output[item.rows] = paged_attention(
-                queries[item.rows],
-                (item.text.layers[layer],),
-                workspace=self._workspace,
-                strategy=self._strategy_for(len(item.positions), 0),
+        texts = [
+            AttentionPass(
+                start=item.rows.start, stop=item.rows.stop, segments=(item.text.layers[layer],)
             )
-        return output
+            for item in self._passes
+        ]
+        return self._attend(queries, texts)
+
+    def _attend(self, queries: Tensor, passes: Sequence[AttentionPass]) -> Tensor:
+        return batched_attention(
+            queries,
+            passes,
+            workspace=self._workspace,
+            strategy=[self._strategy(part) for part in passes],
+            together=not self._batch_invariant,
+        )
+
+    def _strategy(self, part: AttentionPass) -> Strategy:
+        paged = (s for s in part.segments if isinstance(s, PagedSegment))
+        return self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
 
     def _write(
         self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns

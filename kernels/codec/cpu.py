@@ -17,6 +17,7 @@ from qvg_engine.kernels.codec.cpu_trellis import load_words, unpack_row
 from qvg_engine.kernels.codec.cpu_vectors import NO_KIND, fill_rows, find_kind
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.rope import RopeGrid
 from qvg_engine.kernels.rope.cpu import (
@@ -329,12 +330,12 @@ def _decode_rotated(
 
 def supports(*tensors: Tensor) -> bool:
     """Whether the kernels here can read and write these pages."""
-    return all(x.device.type == "cpu" for x in tensors)
+    return all(runs_on_cpu(x.device) for x in tensors)
 
 
 def writes(out: Tensor) -> bool:
     """Whether `decode` can write to such a tensor."""
-    return out.device.type == "cpu" and out.dtype in SUPPORTED_DTYPES
+    return runs_on_cpu(out.device) and out.dtype in SUPPORTED_DTYPES
 
 
 def decode(

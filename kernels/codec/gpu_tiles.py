@@ -40,7 +40,9 @@ def _pair(
     if R[0] + R[1] + R[2] > 0:
         pair = PLANE * size + tl.arange(0, size)
         first, second = rotate_planes(first, second, angles, position, pair, is_read, R)
-    return tl.join(first.to(TYPE), second.to(TYPE))
+    bits: tl.constexpr = tl.int32 if TYPE == tl.float32 else tl.int16  # noqa: SIM300
+    first, second = first.to(TYPE).to(bits, bitcast=True), second.to(TYPE).to(bits, bitcast=True)
+    return tl.join(first, second)
 
 
 @triton.jit
@@ -74,4 +76,6 @@ def read_tile(
             _pair(part, at, angles, word, position, is_read, F, R, 3, TYPE),
         )
         tile = tl.join(even, odd)
-    return tl.reshape(tile, (position.shape[0], F.head_dim))
+    # As bits up to here: Triton 3.6 fails on Hopper where an operand of a product is reshaped.
+    head_dim: tl.constexpr = F.head_dim
+    return tl.reshape(tile, (position.shape[0], head_dim)).to(TYPE, bitcast=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from qvg_engine.kernels.codec.arrays import page_arrays
 from qvg_engine.kernels.codec.elements import read
 from qvg_engine.kernels.codec.pages import CodedPages
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans.finite import require_finite
 from qvg_engine.kernels.rope.cpu import SUPPORTED_DTYPES, as_array, widen
@@ -48,20 +49,20 @@ def to_points(rows: Tensor, name: str) -> Points:
     """
     shape = (rows.shape[1], rows.shape[0], rows.shape[2])
     values = torch.empty(shape, dtype=torch.float32, device=rows.device)
-    if rows.device.type == "cpu" and rows.dtype in SUPPORTED_DTYPES:
+    if runs_on_cpu(rows.device) and rows.dtype in SUPPORTED_DTYPES:
         energy = torch.empty(shape[0], dtype=torch.float64)
         _load(as_array(rows), values.numpy(), energy.numpy())
     else:
         values.copy_(rows.transpose(0, 1))
         energy = _energy(values)
-    if energy.device.type != "cpu" or not np.isfinite(energy.numpy()).all():
+    if not runs_on_cpu(energy.device) or not np.isfinite(energy.numpy()).all():
         require_finite(values, name)
     return Points(values, energy)
 
 
 def stage_centroids(pages: CodedPages, slot: int, stage: int) -> Tensor:
     """The centroids of one stage that exist, fp32 [heads, centroids, head_dim], a copy."""
-    if pages.codes.device.type != "cpu":
+    if not runs_on_cpu(pages.codes.device):
         return pages.codebooks.stage(slot, stage).float()
     count = int(pages.codebooks.counts[slot])
     centroids = torch.empty(pages.num_heads, count, pages.head_dim)
@@ -80,7 +81,7 @@ def subtract(points: Tensor, centroids: Tensor, ids: Tensor) -> Residual:
 
         left, energy, taken = gpu_residual.subtract(points, centroids, ids)
         return Residual(Points(left, energy), taken.long())
-    if points.device.type == "cpu":
+    if runs_on_cpu(points.device):
         left = torch.empty_like(points)
         energy = torch.empty(num_heads, dtype=torch.float64)
         counts = torch.zeros((num_heads, num_centroids), dtype=torch.int64)

@@ -16,6 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from qvg_engine.errors import NonFiniteError
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.readback import Readback
 
 
@@ -29,7 +30,7 @@ def _all_finite(x: Any) -> Any:
 
 
 def _is_finite(x: Tensor) -> bool:
-    if x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous():
+    if runs_on_cpu(x.device) and x.dtype == torch.float32 and x.is_contiguous():
         return bool(_all_finite(x.numpy().reshape(-1)))
     # Both ends are NaN if there is one: this needs one pass over x and no memory.
     return bool(torch.stack(torch.aminmax(x)).isfinite().all())
@@ -91,7 +92,7 @@ def require_finite(x: Tensor, name: str) -> None:
     Within `deferred_checks` a tensor on a GPU is only noted, and the host does not wait.
     """
     checks = _deferred.get()
-    if checks is not None and x.device.type != "cpu":
+    if checks is not None and not runs_on_cpu(x.device):
         checks.add(x, name)
         return
     if _is_finite(x):

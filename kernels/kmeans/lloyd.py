@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans import cpu, reference
 from qvg_engine.kernels.kmeans.clusters import Assignment, Clusters
@@ -69,7 +70,7 @@ def _kernels(points: Tensor) -> Any:
         from qvg_engine.kernels.kmeans import gpu
 
         return gpu
-    return cpu if points.device.type == "cpu" else reference
+    return cpu if runs_on_cpu(points.device) else reference
 
 
 def _check(points: Tensor, centroids: Tensor, name: str, checked: bool) -> tuple[Tensor, Tensor]:

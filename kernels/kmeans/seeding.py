@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.gpu import supports as gpu_supports
 from qvg_engine.kernels.kmeans import cpu_seeding, reference
 from qvg_engine.kernels.kmeans.finite import require_finite
@@ -60,7 +61,7 @@ def _pick(sample: Tensor, uniforms: NDArray[np.float64]) -> Tensor:
         from qvg_engine.kernels.kmeans import gpu_seeding
 
         return gpu_seeding.pick(sample, uniforms)
-    kernel = cpu_seeding.pick if sample.device.type == "cpu" else reference.pick
+    kernel = cpu_seeding.pick if runs_on_cpu(sample.device) else reference.pick
     return kernel(sample, uniforms)
 
 

@@ -1,19 +1,22 @@
 """Attention over keys and values that live in pages.
 
-`paged_attention` takes the queries of one pass, the segments that they see and a read transform;
-`Workspace` is where pages are decoded to. Knows tensors and page ids; no streams, no block tables.
+`paged_attention` takes the queries of one pass, the segments that they see and a read transform,
+`batched_attention` those of all passes of a step; `Workspace` is where pages are decoded to. Knows
+tensors and page ids; no streams, no block tables.
 """
 
 from qvg_engine.kernels.page_runs import PageColumns, PageRuns
 from qvg_engine.kernels.paged_attention.attention import (
     AttentionResult,
     Strategy,
+    batched_attention,
     paged_attention,
     paged_attention_with_lse,
 )
 from qvg_engine.kernels.paged_attention.decode import decode, place
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
+from qvg_engine.kernels.paged_attention.passes import AttentionPass
 from qvg_engine.kernels.paged_attention.segments import (
     DenseSegment,
     PagedSegment,
@@ -27,6 +30,7 @@ from qvg_engine.kernels.paged_attention.transform import (
 from qvg_engine.kernels.paged_attention.workspace import Workspace
 
 __all__ = [
+    "AttentionPass",
     "AttentionResult",
     "DenseSegment",
     "IdentityTransform",
@@ -41,6 +45,7 @@ __all__ = [
     "Segment",
     "Strategy",
     "Workspace",
+    "batched_attention",
     "decode",
     "encode",
     "paged_attention",

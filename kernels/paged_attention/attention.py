@@ -12,6 +12,7 @@ from torch import Tensor
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.paged_attention import cpu_attention, dense, reference
 from qvg_engine.kernels.paged_attention.decode import decode, place
+from qvg_engine.kernels.paged_attention.passes import AttentionPass, check_passes, close_up
 from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
 from qvg_engine.kernels.paged_attention.workspace import Workspace
@@ -52,9 +53,8 @@ def paged_attention(
 
     Returns [tokens, heads, head_dim] in the dtype of `queries`; zeros if `segments` hold no token.
     """
-    return _attend(
-        queries, segments, workspace, transform, query_positions, scale, strategy, needs_lse=False
-    ).out
+    whole = _whole_pass(queries, segments, transform, query_positions)
+    return _attend_one(queries, whole, workspace, scale, strategy, needs_lse=False).out
 
 
 def paged_attention_with_lse(
@@ -68,37 +68,94 @@ def paged_attention_with_lse(
     strategy: Strategy = "workspace",
 ) -> AttentionResult:
     """`paged_attention` with the log-sum-exp of the scores."""
-    return _attend(
-        queries, segments, workspace, transform, query_positions, scale, strategy, needs_lse=True
+    whole = _whole_pass(queries, segments, transform, query_positions)
+    return _attend_one(queries, whole, workspace, scale, strategy, needs_lse=True)
+
+
+def batched_attention(
+    queries: Tensor,
+    passes: Sequence[AttentionPass],
+    *,
+    workspace: Workspace,
+    scale: float | None = None,
+    strategy: Strategy | Sequence[Strategy] = "workspace",
+    together: bool = True,
+) -> Tensor:
+    """`paged_attention` of many passes, each over its own segments.
+
+    Args:
+        queries: [tokens, heads, head_dim], those of all passes.
+        passes: ranges of them, in order, all of them together; of different lengths.
+        workspace, scale: as for one pass.
+        strategy: of all passes, or one for each. The pages of all that are "fused" and rotated
+            alike are read in one launch; the others go pass by pass.
+        together: False makes "fused" go pass by pass too, so that no bit of a pass depends on the
+            others.
+
+    Returns [tokens, heads, head_dim] in the dtype of `queries`.
+    """
+    check_passes(passes, queries.shape[0])
+    names = [strategy] * len(passes) if isinstance(strategy, str) else strategy
+    alike = [part for part, name in zip(passes, names, strict=True) if name == "fused" and together]
+    if alike and len(alike) == len(passes):
+        return _attend_fused(queries, passes, workspace, scale).out
+    out = torch.empty_like(queries)
+    if alike:
+        rows = torch.cat([queries[part.start : part.stop] for part in alike])
+        moved = close_up(alike)
+        found = _attend_fused(rows, moved, workspace, scale).out
+        for part, there in zip(alike, moved, strict=True):
+            out[part.start : part.stop] = found[there.start : there.stop]
+    for part, name in zip(passes, names, strict=True):
+        if name == "fused" and together:
+            continue
+        out[part.start : part.stop] = _attend_one(
+            queries[part.start : part.stop],
+            part.alone(),
+            workspace,
+            scale,
+            name,
+            needs_lse=False,
+        ).out
+    return out
+
+
+def _whole_pass(
+    queries: Tensor,
+    segments: Sequence[Segment],
+    transform: ReadTransform | None,
+    positions: NDArray[np.int64] | None,
+) -> AttentionPass:
+    return AttentionPass(
+        start=0,
+        stop=queries.shape[0],
+        segments=segments,
+        transform=IdentityTransform() if transform is None else transform,
+        positions=positions,
     )
 
 
-def _attend(
+def _attend_one(
     queries: Tensor,
-    segments: Sequence[Segment],
+    given: AttentionPass,
     workspace: Workspace,
-    transform: ReadTransform | None,
-    query_positions: NDArray[np.int64] | None,
     scale: float | None,
     strategy: Strategy,
     *,
     needs_lse: bool,
 ) -> AttentionResult:
-    transform = IdentityTransform() if transform is None else transform
+    if strategy == "fused":
+        return _attend_fused(queries, [given], workspace, scale)
     scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
-    if query_positions is None:
-        assert isinstance(transform, IdentityTransform), "a transform needs query_positions"
-        query_positions = np.zeros(queries.shape[0], np.int64)
+    transform, query_positions = given.transform, given.query_positions
     transformed = transform.queries(queries, query_positions)
-    segments = [segment for segment in segments if segment.num_tokens]
+    segments = [segment for segment in given.segments if segment.num_tokens]
     folded = _fold_heads(transformed, workspace.keys.shape[0])
     if not segments:
         out = torch.zeros_like(folded)
         lse = folded.new_full(folded.shape[:2], -math.inf, dtype=torch.float32)
     elif strategy == "workspace":
         out, lse = _attend_in_workspace(folded, segments, workspace, transform, scale, needs_lse)
-    elif strategy == "fused":
-        out, lse = _attend_fused(folded, segments, workspace, transform, scale)
     else:
         out, lse = reference.attend(folded, *_gather_all(segments, transform), scale)
     out = _unfold_heads(out.to(queries.dtype), queries.shape)
@@ -153,44 +210,27 @@ def _attend_in_workspace(
 
 
 def _attend_fused(
-    queries: Tensor,
-    segments: Sequence[Segment],
-    workspace: Workspace,
-    transform: ReadTransform,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    from qvg_engine.kernels.paged_attention import gpu_fused
+    queries: Tensor, passes: Sequence[AttentionPass], workspace: Workspace, scale: float | None
+) -> AttentionResult:
+    from qvg_engine.kernels.paged_attention import fused
 
-    rope = transform.rope
-    assert rope is not None or isinstance(transform, IdentityTransform), transform
-    # Folding heads that share nothing leaves them in the order of tokens.
-    queries = queries.contiguous()
-    paged = [segment for segment in segments if isinstance(segment, PagedSegment)]
-    parts = []
-    for segment in paged:
-        assert gpu_fused.supports(segment.pages)
-        whole = gpu_fused.PagedPass(0, queries.shape[1], segment.runs)
-        parts.append(
-            gpu_fused.attend(
-                queries,
-                segment.pages,
-                [whole],
-                rope=rope,
-                scale=scale,
-                num_programs=gpu_fused.num_programs(queries.device),
-            )
-        )
-    dense_segments = [segment for segment in segments if isinstance(segment, DenseSegment)]
-    if dense_segments:
-        parts.append(
-            _attend_in_workspace(
-                queries, dense_segments, workspace, transform, scale, needs_lse=True
-            )
-        )
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = dense.merge(merged, part)
-    return merged
+    scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+    num_tokens, num_heads, head_dim = queries.shape
+    folded = _fold_heads(fused.rotate_queries(queries, passes), workspace.keys.shape[0])
+
+    def attend_dense(
+        rows: Tensor, segments: Sequence[DenseSegment], transform: ReadTransform
+    ) -> tuple[Tensor, Tensor]:
+        return _attend_in_workspace(rows, segments, workspace, transform, scale, needs_lse=True)
+
+    out, lse = fused.attend(
+        folded.reshape(len(folded), -1, num_tokens, head_dim),
+        passes,
+        scale=scale,
+        attend_dense=attend_dense,
+    )
+    out = _unfold_heads(out.to(queries.dtype), queries.shape)
+    return AttentionResult(out, lse.reshape(num_heads, num_tokens))
 
 
 def _pack(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:

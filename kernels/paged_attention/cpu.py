@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.page_runs import PageRuns
 from qvg_engine.kernels.paged_attention.pages import PlainPages
 from qvg_engine.kernels.rope import RopeGrid
@@ -126,7 +127,7 @@ def _place_rotated(
 
 def supports(*tensors: Tensor) -> bool:
     """Whether the kernels here can read and write these tensors."""
-    return all(x.device.type == "cpu" and x.dtype in SUPPORTED_DTYPES for x in tensors)
+    return all(runs_on_cpu(x.device) and x.dtype in SUPPORTED_DTYPES for x in tensors)
 
 
 def encode(pages: PlainPages, page_ids: NDArray[np.integer], rows: Tensor) -> None:

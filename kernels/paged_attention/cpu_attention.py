@@ -15,6 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import runs_on_cpu
 from qvg_engine.kernels.products import ROWS, TILE, multiply_tile
 from qvg_engine.kernels.threads import for_heads
 
@@ -204,7 +205,7 @@ def _attend(
 
 def supports(queries: Tensor, keys: Tensor) -> bool:
     """Whether the kernel here can attend to these keys."""
-    fits = queries.dtype == keys.dtype == torch.float32 and queries.device.type == "cpu"
+    fits = queries.dtype == keys.dtype == torch.float32 and runs_on_cpu(queries.device)
     return fits and queries.shape[-1] % ROWS == 0
 
 

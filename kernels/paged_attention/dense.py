@@ -41,13 +41,15 @@ def attend(
 
     Returns the output [heads, queries, head_dim] and the log-sum-exp, fp32 [heads, queries].
     """
-    if queries.device.type == "cpu":
+    if gpu.runs_on_cpu(queries.device):
         # What SDPA runs on the CPU, asked for directly because it also knows the log-sum-exp.
         mask = None if bias is None else bias[None, None, None]
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             queries[None], keys[None], values[None], attn_mask=mask, scale=scale
         )
         return out[0], lse[0]
+    if queries.device.type == "cpu" and gpu.supports(queries):
+        return _as_on_gpu(Given(queries, keys, values, bias, scale, needs_lse))
     if queries.device.type != "cuda":
         return reference.attend(queries, keys, values, bias, scale)
     job = Job(head_dim=queries.shape[-1], dtype=queries.dtype, biased=bias is not None)
@@ -149,6 +151,13 @@ def _triton(given: Given) -> tuple[Tensor, Tensor]:
 
     queries, keys, values, bias, scale, _ = given
     return gpu_dense.attend(queries, keys, values, keys.shape[1], bias, scale)
+
+
+def _as_on_gpu(given: Given) -> tuple[Tensor, Tensor]:
+    """Within `gpu.cpu_as_gpu`, by our own kernel: the others need a GPU."""
+    from qvg_engine.kernels.paged_attention import gpu_dense
+
+    return (_triton if gpu_dense.supports(given.queries, given.keys) else _reference)(given)
 
 
 def _reference(given: Given) -> tuple[Tensor, Tensor]:

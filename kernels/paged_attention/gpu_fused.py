@@ -173,7 +173,8 @@ def _attend(
     )
     largest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, V.head_dim), tl.float32)
+    v_head_dim: tl.constexpr = V.head_dim
+    mixed = tl.zeros((QUERIES, v_head_dim), tl.float32)
     tiles: tl.constexpr = K.page_size // TOKENS
     none: tl.constexpr = (0, 0, 0)
     for tile in range(first_entry * tiles, last_entry * tiles):
@@ -229,14 +230,14 @@ def attend(
         num_programs: entries of a pass are split until there are about as many programs.
 
     Returns the output, fp32 [heads, queries, head_dim], and the log-sum-exp of the scores, fp32
-    [heads, queries]; undefined where no pass has a query. The host does not wait for the device.
+    [heads, queries]; 0 and -inf where no pass has a query. The host does not wait for the device.
     """
     num_heads, num_queries, _ = queries.shape
     keys, values = pages.keys, pages.values
     assert isinstance(keys, CodedPages)
     assert isinstance(values, CodedPages)
     assert queries.is_contiguous()
-    runs = _joined([part.runs for part in passes])
+    runs = PageRuns.join([part.runs for part in passes])
     splits = _split(passes, num_heads, num_programs)
     work = _work(passes, splits)
     k_entries, k_row_table = page_tables(keys, runs, 0)
@@ -244,9 +245,8 @@ def attend(
     angles = make_angles(rope, runs.largest_position, queries.device)
     architecture = device_of(queries.device).architecture
     tokens = [tile_tokens(part, architecture) for part in (keys, values)]
-    out = queries.new_empty(queries.shape, dtype=torch.float32)
-    lse = queries.new_empty(queries.shape[:2], dtype=torch.float32)
-    parts, part_lse = (out, lse) if max(splits) == 1 else _empty_parts(queries, splits)
+    is_whole = sum(part.stop - part.start for part in passes) == num_queries
+    parts, part_lse = _empty_parts(queries, splits, is_whole=is_whole)
     _attend[(len(work), num_heads)](
         to_device(work.reshape(-1), queries.device),
         queries,
@@ -268,30 +268,23 @@ def attend(
         TOKENS=min(count for count in tokens if count is not None),
         num_warps=min(num_warps(part, architecture) for part in (keys, values)),
     )
-    if max(splits) > 1:
-        gpu_merge.merge_ranges(parts, part_lse, out, lse)
+    if len(parts) == 1:
+        return parts[0], part_lse[0]
+    out, lse = torch.empty_like(parts[0]), torch.empty_like(part_lse[0])
+    gpu_merge.merge_ranges(parts, part_lse, out, lse)
     return out, lse
 
 
-def _empty_parts(queries: Tensor, splits: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of every range, where some passes have fewer than others: nothing."""
+def _empty_parts(
+    queries: Tensor, splits: Sequence[int], *, is_whole: bool
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of every range; that of nothing where not all will be written."""
     shape = (max(splits), *queries.shape)
-    if min(splits) == max(splits):
+    if is_whole and min(splits) == max(splits):
         parts = queries.new_empty(shape, dtype=torch.float32)
         return parts, parts.new_empty(shape[:-1])
     parts = queries.new_zeros(shape, dtype=torch.float32)
     return parts, parts.new_full(shape[:-1], -math.inf)
-
-
-def _joined(runs: Sequence[PageRuns]) -> PageRuns:
-    return PageRuns(
-        *(
-            np.concatenate(columns)
-            for columns in zip(
-                *((run.page_id, run.first_token, run.begin, run.end) for run in runs), strict=True
-            )
-        )
-    )
 
 
 def _split(passes: Sequence[PagedPass], num_heads: int, num_programs: int) -> list[int]:

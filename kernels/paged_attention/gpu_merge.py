@@ -92,8 +92,8 @@ def _merge_ranges(
         sums, total, most = _add_part(sums, total, most, part, log_sum)
         parts += num_rows * HEAD_DIM
         part_lse += num_rows
-    # Rows that do not exist.
-    total = tl.where(exists, total, 1.0)
+    # Rows that do not exist, or for which nothing was seen.
+    total = tl.where(total > 0, total, 1.0)
     offset = row[:, None].to(tl.int64) * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
     tl.store(out + offset, (sums / total[:, None]).to(out.dtype.element_ty), exists[:, None])
     tl.store(lse + row, most + tl.log(total), exists)
@@ -125,9 +125,9 @@ def _merge_pair(
 
 
 def merge_ranges(parts: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> None:
-    """Merge attention over ranges of tokens, not all of them empty for any query.
+    """Merge attention over ranges of tokens.
 
-    An empty one has a log-sum-exp of -inf, and finite output.
+    An empty one has a log-sum-exp of -inf, and finite output; so has what is written where all are.
 
     Args:
         parts: fp32 [ranges, heads, queries, head_dim], contiguous; head_dim a power of two.

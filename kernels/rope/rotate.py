@@ -14,7 +14,7 @@ def rotate(x: Tensor, grid: RopeGrid, positions: NDArray[np.int64]) -> Tensor:
 
     Half-split channel order, rounded once; returns a new tensor of x's dtype.
     """
-    if x.device.type == "cpu" and x.dtype in cpu.SUPPORTED_DTYPES:
+    if triton_gpu.runs_on_cpu(x.device) and x.dtype in cpu.SUPPORTED_DTYPES:
         return cpu.rotate(x, grid, positions)
     if triton_gpu.supports(x):
         from qvg_engine.kernels.rope import gpu

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qvg_engine.kernels.gpu import runs_on_cpu
+
 
 def default_pairs(head_dim: int) -> tuple[int, int, int]:
     """Wan's split of the `head_dim / 2` rotation pairs over time, height and width."""
@@ -42,7 +44,7 @@ class RopeTables:
         self.pairs = (time, height, width)
         self.base = base
         self.device = torch.device(device)
-        self.dtype = torch.float64 if self.device.type == "cpu" else torch.float32
+        self.dtype = torch.float64 if runs_on_cpu(self.device) else torch.float32
         self._tables = tuple(self._build(count, 1) for count in self.pairs)
 
     @property

@@ -52,15 +52,22 @@ STREAMS: list[Entries] = [
 ]
 
 
-def random_pages(name: str, head_dim: int, *, is_key: bool) -> CodedPages:
+def random_pages(
+    name: str,
+    head_dim: int,
+    *,
+    is_key: bool,
+    num_heads: int = HEADS,
+    page_size: int = PAGE_SIZE,
+) -> CodedPages:
     """Pages of two codebooks whose every bit is random; every other one is refined."""
     spec = msgspec.structs.replace(PRESETS[name], centroids=9).for_head_dim(head_dim)
     groups = half_split_groups if is_key else consecutive_groups
     pages = allocate_pages(
         spec,
         num_pages=NUM_PAGES,
-        num_heads=HEADS,
-        page_size=PAGE_SIZE,
+        num_heads=num_heads,
+        page_size=page_size,
         head_dim=head_dim,
         row_table=consecutive_slots(spec, 2),
         device="cpu",
@@ -76,9 +83,9 @@ def random_pages(name: str, head_dim: int, *, is_key: bool) -> CodedPages:
     for slot in range(2):
         pages.codebooks.counts[slot] = spec.centroids
         for stage in range(spec.stages):
-            pages.codebooks.set_stage(slot, stage, torch.randn(HEADS, spec.centroids, head_dim))
+            pages.codebooks.set_stage(slot, stage, torch.randn(num_heads, spec.centroids, head_dim))
         if spec.channel_widths:
-            pages.codebooks.set_widths(slot, torch.rand(HEADS, head_dim) + 0.5)
+            pages.codebooks.set_widths(slot, torch.rand(num_heads, head_dim) + 0.5)
     if pages.refinement is not None:
         pages.refinement.codes.random_(256)
         pages.refinement.scales.random_(0x08, 0x20)
@@ -115,8 +122,8 @@ def check(
         assert left <= tolerance * wanted.abs().amax(), part
 
 
-def layer(name: str, head_dim: int = 128) -> LayerPages:
-    keys, values = (random_pages(name, head_dim, is_key=is_key) for is_key in (True, False))
+def layer(name: str, head_dim: int = 128, **sizes: int) -> LayerPages:
+    keys, values = (random_pages(name, head_dim, is_key=k, **sizes) for k in (True, False))
     return LayerPages(keys, values)
 
 
