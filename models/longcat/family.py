@@ -26,7 +26,7 @@ from qvg_engine.models.longcat.schedule import (
     make_schedule,
 )
 from qvg_engine.models.longcat.segments import Segment, split_segments
-from qvg_engine.models.longcat.text import EmbeddedText
+from qvg_engine.models.longcat.text import attended_text
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.rows import PassSplits
@@ -143,7 +143,7 @@ class LongCatFamily:
             page_size=page_size,
             device=self.network.device,
             dtype=self.network.dtype,
-            embed_text=self._embedded_text,
+            attended=self._attended,
         )
 
     @torch.no_grad()
@@ -175,7 +175,6 @@ class LongCatFamily:
 
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """K and V of rows [L, hidden_size] that are behind the text MLP, as programs give them."""
         return self.network.text_keys_values(rows)
 
     def published_keys(self, keys: Tensor) -> Tensor:
@@ -193,7 +192,7 @@ class LongCatFamily:
             segments=segments,
             schedules=tuple(from_clip if item.continues else from_text for item in segments),
             guidance=guidance,
-            prompt=self._embedded_text(inputs.text, conditions.prompt_mask),
+            prompt=self._attended(inputs.text, conditions.prompt_mask),
             negative=self._negative(conditions) if guidance > 1 else None,
             commit_timestep=self.settings.commit_timestep,
             reencode=self._reencode(conditions) if len(segments) > 1 else None,
@@ -231,7 +230,7 @@ class LongCatFamily:
             )
         return reencode
 
-    def _negative(self, conditions: LongCatConditions) -> EmbeddedText:
+    def _negative(self, conditions: LongCatConditions) -> TextRows:
         rows = conditions.negative_prompt_embeds
         if rows is None:
             if self.prompt_encoder is None:
@@ -249,15 +248,15 @@ class LongCatFamily:
             )
         if not rows.isfinite().all():
             raise RequestError("negative_prompt_embeds has NaN or Inf")
-        text = TextRows(rows.detach(), text_len)
-        return self._embedded_text(text, conditions.negative_mask, name="negative prompt")
+        text = TextRows(rows.detach().cpu(), text_len)
+        return self._attended(text, conditions.negative_mask, name="negative prompt")
 
     def _encode(self, prompt: str) -> Tensor:
         assert self.prompt_encoder is not None
         return self.prompt_encoder.encode(prompt)[0]
 
-    def _embedded_text(
+    def _attended(
         self, text: TextRows, mask: Tensor | None = None, *, name: str = "prompt"
-    ) -> EmbeddedText:
+    ) -> TextRows:
         zero_pad = self.network.config.text_tokens_zero_pad
-        return EmbeddedText(text, mask, zero_pad=zero_pad, embed=self.network.embed_text, name=name)
+        return attended_text(text, mask, zero_pad=zero_pad, name=name)

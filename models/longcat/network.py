@@ -293,17 +293,22 @@ class LongCatNetwork(nn.Module):
         return flow.float()
 
     def embed_text(self, rows: Tensor) -> Tensor:
-        """The text encoder's rows [L, caption_channels] as the blocks see them, [L, D]."""
-        embedded: Tensor = self.y_embedder(send(rows, self.device, self.dtype))
+        """The text encoder's rows [L, caption_channels] as the blocks see them, [L, D].
+
+        With `text_tokens_zero_pad` a row of zeros is padding, and stays one.
+        """
+        rows = send(rows, self.device, self.dtype)
+        embedded: Tensor = self.y_embedder(rows)
+        if self.config.text_tokens_zero_pad:
+            embedded = embedded.masked_fill((rows == 0).all(dim=1, keepdim=True), 0)
         return embedded
 
-    def text_keys_values(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of every block's cross-attention for embedded rows [L, D].
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every block's cross-attention for rows [L, caption_channels].
 
-        Returns a pair of [L, H, head_dim] tensors a layer. A zero row is the padding of
-        `text_tokens_zero_pad`.
+        Returns a pair of [L, H, head_dim] tensors a layer.
         """
-        context = send(context, self.device, self.dtype)
+        context = self.embed_text(rows)
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         return [block.cross_attn.keys_values(context) for block in blocks]
 

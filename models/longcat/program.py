@@ -17,7 +17,6 @@ from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import ReadTransform
 from qvg_engine.models.longcat.schedule import Schedule, cfg_zero_scale, guide
 from qvg_engine.models.longcat.segments import Segment
-from qvg_engine.models.longcat.text import EmbeddedText
 from qvg_engine.models.program import (
     Advance,
     CleanChunk,
@@ -45,8 +44,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[Segment, ...]
     schedules: tuple[Schedule, ...]
     guidance: float
-    prompt: EmbeddedText
-    negative: EmbeddedText | None
+    prompt: TextRows
+    negative: TextRows | None
     commit_timestep: float
     reencode: Reencode | None
 
@@ -64,17 +63,18 @@ class LongCatProgram:
         page_size: int,
         device: torch.device,
         dtype: torch.dtype,
-        embed_text: Callable[[TextRows], EmbeddedText],
+        attended: Callable[[TextRows], TextRows],
     ) -> None:
+        """`attended` turns a later text into the rows that are attended to."""
         self._inputs = inputs
         self._rollout = rollout
         self._transform = transform
         self._tokens_per_frame = tokens_per_frame
         self._device = device
         self._dtype = dtype
-        self._embed_text = embed_text
+        self._attended = attended
         self._prompt = rollout.prompt
-        self._next_prompt: EmbeddedText | None = None
+        self._next_prompt: TextRows | None = None
         self._segment = 0
         self._step = 0
         self._waits = False
@@ -85,7 +85,7 @@ class LongCatProgram:
         most_tokens = max(item.condition_frames for item in rollout.segments) * tokens_per_frame
         self._peak_tokens = most_tokens
         # A later text may have more rows, so the whole length is reserved.
-        rows = max(inputs.text.padded_len, *(text.padded_len for text in self._texts()))
+        rows = max(inputs.text.padded_len, *(text.padded_len for text in self.texts()))
         self._needs = Needs(
             pages=pages_for(most_tokens, page_size), text_rows=rows * self.num_branches
         )
@@ -119,11 +119,12 @@ class LongCatProgram:
         return self._segment == self.num_chunks
 
     def texts(self) -> tuple[TextRows, ...]:
-        return tuple(text.rows() for text in self._texts())
+        negative = self._rollout.negative
+        return (self._prompt,) if negative is None else (negative, self._prompt)
 
     def switch_text(self, text: TextRows) -> None:
         """The next segment is made under the new text: what is cached has seen none."""
-        self._next_prompt = self._embed_text(text)
+        self._next_prompt = self._attended(text)
         if self._x is None:
             self._take_next_prompt()
 
@@ -228,10 +229,6 @@ class LongCatProgram:
     @property
     def _schedule(self) -> Schedule:
         return self._rollout.schedules[self._segment]
-
-    def _texts(self) -> tuple[EmbeddedText, ...]:
-        negative = self._rollout.negative
-        return (self._prompt,) if negative is None else (negative, self._prompt)
 
     def _noisy(self) -> Tensor:
         if self._x is None:

@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from qvg_engine.models.longcat.network import LongCatNetwork
+from qvg_engine.models.longcat.network import Block, LongCatNetwork
 from qvg_engine.models.wan.reference import attend, rotate
 
 
@@ -85,10 +85,10 @@ def rollout(
         x = noise[done : done + new]
         done += new
         for sigma, following in itertools.pairwise(sigmas):
-            attention.text = network.text_keys_values(prompt)
+            attention.text = _text(network, prompt)
             flow = _forward(network, x, 1000 * sigma, attention)
             if negative is not None:
-                attention.text = network.text_keys_values(negative)
+                attention.text = _text(network, negative)
                 other = _forward(network, x, 1000 * sigma, attention)
                 other = other * (flow * other).sum() / ((other * other).sum() + 1e-8)
                 flow = other + settings.guidance * (flow - other)
@@ -103,6 +103,14 @@ def rollout(
             else:
                 condition = settings.reencode(whole, following_frames)
     return videos
+
+
+def _text(network: LongCatNetwork, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [
+        block.cross_attn.keys_values(context)
+        for block in network.blocks
+        if isinstance(block, Block)
+    ]
 
 
 def _forward(

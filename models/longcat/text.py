@@ -1,47 +1,22 @@
 """The rows of a text that LongCat-Video attends to."""
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from qvg_engine.errors import RequestError
 from qvg_engine.models.program import TextRows
 
 
-class EmbeddedText:
-    """A text behind the network's text MLP, computed when it is first asked for.
+def attended_text(text: TextRows, mask: Tensor | None, *, zero_pad: bool, name: str) -> TextRows:
+    """The rows of the text itself, and how many rows are attended to.
 
-    With `zero_pad` padding is attended to: rows that are zero behind the MLP. Since the engine
-    pads with zero rows, those are what it appends; it keeps many of them as one with a weight.
-    Without, only the rows of the text are left.
+    `mask` [L] says which of `text.rows` are of the text (not 0); the L rows are then all there
+    are. With `zero_pad` padding is attended to, else only the rows of the text are. Raises
+    `RequestError` for a mask of another length, or one that leaves no row; `name` is of the text.
     """
-
-    def __init__(
-        self,
-        text: TextRows,
-        mask: Tensor | None,
-        *,
-        zero_pad: bool,
-        embed: Callable[[Tensor], Tensor],
-        name: str = "prompt",
-    ) -> None:
-        """Raises `RequestError` for a mask of another length, or one that leaves no row."""
-        self._rows = text.rows
-        padded_len = text.padded_len
-        if mask is not None:
-            self._rows = _masked(text.rows, mask, name)
-            padded_len = len(mask)
-        self.padded_len = padded_len if zero_pad else len(self._rows)
-        self._embed = embed
-        self._embedded: TextRows | None = None
-
-    def rows(self) -> TextRows:
-        """The rows [L, hidden_size]; the same object at every call."""
-        if self._embedded is None:
-            with torch.no_grad():
-                self._embedded = TextRows(self._embed(self._rows), self.padded_len)
-        return self._embedded
+    rows, padded_len = text.rows, text.padded_len
+    if mask is not None:
+        rows, padded_len = _masked(rows, mask, name), len(mask)
+    return TextRows(rows, padded_len if zero_pad else len(rows))
 
 
 def _masked(rows: Tensor, mask: Tensor, name: str) -> Tensor:

@@ -186,3 +186,24 @@ def test_videos_from_prompts() -> None:
     # Both branches keep text.
     other = plan_capacity(engine.config, guided, num_frames=16)
     assert other.text_bytes_per_stream == 2 * plan.text_bytes_per_stream > 0
+
+
+@pytest.mark.parametrize("kv_format", ["dense", "q2"])
+def test_an_engine_that_does_not_wait_for_its_device(run: Any, kv_format: str) -> None:
+    """A segment is decoded and encoded before what its last step brought is known."""
+    latents = []
+    for lags in (False, True):
+        family = make_family(codec=CoarseCodec())
+        settings = {"kv_format": kv_format, "codebook_overhead": 8.0, "batch_invariant": True}
+        engine = make_engine(family, **settings)
+        engine._lags = lags
+        conditions = {"condition_frames": 2}
+        requests = [
+            make_request("a", frames=10, context=0, conditions=conditions),
+            make_request("b", frames=7, conditions=conditions),
+        ]
+        collected = run(engine, *requests)
+        assert all(collected.last(name).finish_reason == "length" for name in "ab")
+        latents.append([collected.latents(name) for name in "ab"])
+    for waiting, lagging in zip(*latents, strict=True):
+        assert torch.equal(waiting, lagging)
