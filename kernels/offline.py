@@ -33,6 +33,8 @@ MODULES = (
     "qvg_engine.kernels.kmeans.gpu",
     "qvg_engine.kernels.kmeans.gpu_seeding",
     "qvg_engine.kernels.paged_attention.gpu",
+    "qvg_engine.kernels.paged_attention.gpu_bound_values",
+    "qvg_engine.kernels.paged_attention.gpu_decode_eight_bit",
     "qvg_engine.kernels.paged_attention.gpu_dense",
     "qvg_engine.kernels.paged_attention.gpu_eight_bit",
     "qvg_engine.kernels.paged_attention.gpu_fused",

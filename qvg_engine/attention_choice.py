@@ -12,7 +12,7 @@ from qvg_engine.backend_check import check_backend, why_not_fused
 from qvg_engine.config import EngineConfig
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import CodecSpec
-from qvg_engine.kernels.paged_attention import LayerPages, Strategy, Workspace
+from qvg_engine.kernels.paged_attention import EightBitWorkspace, LayerPages, Strategy, Workspace
 from qvg_engine.kernels.paged_attention.cost_measurement import (
     Timer,
     measure_costs,
@@ -39,7 +39,7 @@ class AttentionChoice(msgspec.Struct, frozen=True, kw_only=True):
 def choose_attention(
     config: EngineConfig,
     layers: Sequence[LayerPages],
-    workspace: Workspace,
+    workspace: Workspace | EightBitWorkspace,
     *,
     queries: int,
     timer: Timer | None = None,
@@ -62,6 +62,7 @@ def choose_attention(
     if backend != "auto":
         check_backend(backend, layers, device=device)
         return AttentionChoice(strategy=backend, reason=f"attention_backend is {backend!r}")
+    assert isinstance(workspace, Workspace), workspace
     reason = why_not_fused(layers, device=device)
     if reason is not None:
         return _workspace(f"the fused kernel is not offered: {reason}")

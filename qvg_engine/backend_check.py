@@ -8,6 +8,7 @@ from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.device import device_of
 from qvg_engine.kernels.gpu import has_triton, runs_triton
 from qvg_engine.kernels.paged_attention import LayerPages, Strategy
+from qvg_engine.kernels.paged_attention.eight_bit import HEAD_DIMS
 
 
 def check_backend(backend: Strategy, layers: Sequence[LayerPages], *, device: torch.device) -> None:
@@ -39,3 +40,15 @@ def why_not_fused(layers: Sequence[LayerPages], *, device: torch.device) -> str 
         if reason is not None:
             return reason if len(layers) == 1 else f"in layer {number} {reason}"
     return None
+
+
+def check_eight_bit(head_dim: int, device: torch.device) -> None:
+    """Raises `ConfigError` if "eight-bit" was asked for and cannot be had."""
+    asked = "attention_backend is 'eight-bit'"
+    if head_dim not in HEAD_DIMS:
+        offered = ", ".join(map(str, HEAD_DIMS))
+        raise ConfigError(
+            f"{asked}, which takes heads of {offered} channels, not of {head_dim}: use 'workspace'"
+        )
+    if runs_triton(device) and not has_triton():
+        raise ConfigError(f"{asked}, which needs Triton on a GPU: pip install 'qvg-engine[gpu]'")

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from qvg_engine.accounting import CacheAccount, CacheFigures
 from qvg_engine.allocation import Allocation
 from qvg_engine.attention_choice import choose_attention
+from qvg_engine.backend_check import check_eight_bit
 from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookPolicy
 from qvg_engine.block_manager.codebooks import Codebooks, CodebookSizes, SpanFigures
@@ -14,7 +15,8 @@ from qvg_engine.block_manager.manager import BlockManager
 from qvg_engine.block_manager.page_count import pages_for
 from qvg_engine.block_manager.page_store import PageStore
 from qvg_engine.config import EngineConfig
-from qvg_engine.kernels.paged_attention import Workspace
+from qvg_engine.kernels.device import device_of
+from qvg_engine.kernels.paged_attention import EightBitWorkspace, Workspace, value_dtype_for
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.scheduler.needs import Needs
 
@@ -40,13 +42,7 @@ class Cache:
         policy = config.codebooks.for_streams(windowed=family.settings.window_frames is not None)
         codebooks = _open_codebooks(self.layout, policy, num_pages, max_streams=config.max_streams)
         # First, so that what is said of memory for pages counts what is left.
-        self.workspace = Workspace(
-            num_heads=family.geometry.num_kv_heads,
-            head_dim=family.geometry.head_dim,
-            max_tokens=workspace_tokens(family, config),
-            device=config.torch_device,
-            dtype=config.torch_dtype,
-        )
+        self.workspace = make_workspace(family, config)
         self.store = PageStore(
             self.layout,
             num_pages=num_pages,
@@ -183,6 +179,45 @@ def workspace_tokens(family: ModelFamily, config: EngineConfig) -> int:
     if window is None:
         return FULL_HISTORY_WORKSPACE_TOKENS
     return min(FULL_HISTORY_WORKSPACE_TOKENS, window * family.tokens_per_frame)
+
+
+def make_workspace(family: ModelFamily, config: EngineConfig) -> Workspace | EightBitWorkspace:
+    """What attention decodes pages to: with "eight-bit" in INT8 and E4M3, else as it computes.
+
+    Raises `ConfigError` for heads that 8-bit attention does not take.
+    """
+    geometry, device = family.geometry, config.torch_device
+    num_heads, head_dim = geometry.num_kv_heads, geometry.head_dim
+    max_tokens = workspace_tokens(family, config)
+    if config.attention_backend == "eight-bit":
+        check_eight_bit(head_dim, device)
+        return EightBitWorkspace(
+            num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, device=device
+        )
+    return Workspace(
+        num_heads=num_heads,
+        head_dim=head_dim,
+        max_tokens=max_tokens,
+        device=device,
+        dtype=config.torch_dtype,
+    )
+
+
+def workspace_bytes(family: ModelFamily, config: EngineConfig) -> int:
+    """Bytes of `make_workspace`, which is not made for it."""
+    geometry = family.geometry
+    num_heads, head_dim = geometry.num_kv_heads, geometry.head_dim
+    max_tokens = workspace_tokens(family, config)
+    if config.attention_backend == "eight-bit":
+        return EightBitWorkspace.bytes_for(
+            num_heads=num_heads,
+            head_dim=head_dim,
+            max_tokens=max_tokens,
+            value_dtype=value_dtype_for(device_of(config.torch_device)),
+        )
+    return Workspace.bytes_for(
+        num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, dtype=config.torch_dtype
+    )
 
 
 def _open_codebooks(

@@ -49,9 +49,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     * `workspace_tokens`: decoded tokens that attention holds at once; None fits the window (or
       32,768 tokens), longer histories are merged piece by piece.
     * `attention_backend`: "workspace", which decodes pages to a buffer; "fused", which decodes
-      them inside of attention: on GPUs, for few queries; "reference" for plain torch. "auto"
-      takes one of the first two for each pass, by their times on this GPU, which are measured when
-      the engine is made; "workspace" on a CPU, or where "fused" cannot be had.
+      them inside of attention: on GPUs, for few queries; "eight-bit", which decodes them to INT8
+      and E4M3 and multiplies in 8 bits, for heads of 32, 64 or 128 channels, on the CPU slowly;
+      "reference" for plain torch. "auto" takes one of the first two for each pass, by their times
+      on this GPU, which are measured when the engine is made; "workspace" on a CPU, or where
+      "fused" cannot be had.
     * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
     * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
     * `max_text_rows`: text rows of all admitted streams together.

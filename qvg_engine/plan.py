@@ -6,9 +6,8 @@ import msgspec
 import torch
 
 from qvg_engine.admission import chunked_latent_frames
-from qvg_engine.cache import cache_layout, workspace_tokens
+from qvg_engine.cache import cache_layout, workspace_bytes
 from qvg_engine.config import EngineConfig
-from qvg_engine.kernels.paged_attention import Workspace
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.noise import KeyedNoise
 from qvg_engine.models.program import Program, StreamInputs, TextRows
@@ -72,12 +71,7 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
         * layout.refinement_page_bytes,
         pages_per_stream=pages,
         kv_bytes_per_stream=layout.num_bytes(pages) if pages else 0,
-        workspace_bytes=Workspace.bytes_for(
-            num_heads=geometry.num_kv_heads,
-            head_dim=geometry.head_dim,
-            max_tokens=workspace_tokens(family, config),
-            dtype=config.torch_dtype,
-        ),
+        workspace_bytes=workspace_bytes(family, config),
         decoder_bytes_per_stream=codec.state_bytes(height, width) if codec else 0,
         text_bytes_per_stream=2 * geometry.elements(rows) * config.torch_dtype.itemsize,
         num_streams=min(by_resource),

@@ -18,6 +18,7 @@ from qvg_engine.errors import NonFiniteError
 from qvg_engine.kernels.paged_attention import (
     AttentionPass,
     DenseSegment,
+    EightBitWorkspace,
     PagedSegment,
     PageRuns,
     ReadTransform,
@@ -56,7 +57,7 @@ class StepAttention:
         passes: Sequence[PassReads],
         *,
         store: PageStore,
-        workspace: Workspace,
+        workspace: Workspace | EightBitWorkspace,
         strategy_for: Callable[[int, int], Strategy],
         batch_invariant: bool = False,
     ) -> None:

@@ -12,7 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu_sections.case import Case, NotThere, Row
-from benchmarks.gpu_sections.pages import check_offered, make_layer, make_runs, row_bytes
+from benchmarks.gpu_sections.pages import (
+    check_offered,
+    make_layer,
+    make_runs,
+    make_workspace,
+    row_bytes,
+)
 from benchmarks.gpu_sections.peaks import Peaks
 from benchmarks.gpu_sections.setup import FORMATS, Setup
 from benchmarks.gpu_sections.timing import measure
@@ -113,8 +119,10 @@ class Attending:
         )
         check_offered(strategy, layer)
         workspace = self._keep(
-            "workspace",
-            lambda: Workspace(
+            # The others share the dense one.
+            "eight-bit workspace" if strategy == "eight-bit" else "workspace",
+            lambda: make_workspace(
+                strategy,
                 num_heads=heads,
                 head_dim=head_dim,
                 max_tokens=min(cached, setup.workspace_tokens),
@@ -138,8 +146,10 @@ class Attending:
 
         timing = measure(run, setup.device, seconds=left, fewest_runs=setup.fewest_runs)
         size = (queries, cached, heads)
-        chosen = self._chosen(name, strategy, size, layer, workspace)
-        return timing.row() | self._compared(timing.ms, name, size) | chosen
+        row = timing.row() | self._compared(timing.ms, name, size)
+        if isinstance(workspace, Workspace):
+            row |= self._chosen(name, strategy, size, layer, workspace)
+        return row
 
     def _chosen(
         self,

@@ -14,7 +14,14 @@ from qvg_engine.kernels.codec import (
 from qvg_engine.kernels.codec.random_pages import fill_randomly, shuffled_runs
 from qvg_engine.kernels.gpu import has_triton
 from qvg_engine.kernels.page_runs import PageRuns
-from qvg_engine.kernels.paged_attention import LayerPages, Pages, PlainPages, Strategy
+from qvg_engine.kernels.paged_attention import (
+    EightBitWorkspace,
+    LayerPages,
+    Pages,
+    PlainPages,
+    Strategy,
+    Workspace,
+)
 
 
 def make_layer(
@@ -59,14 +66,35 @@ def make_pages(
 
 def check_offered(strategy: Strategy, layer: LayerPages) -> None:
     """Raises `NotThere` where this way to attend does not take these pages."""
-    if strategy != "fused":
+    if strategy not in ("fused", "eight-bit"):
         return
     if not has_triton():
         raise NotThere("Triton is not installed")
+    if strategy == "eight-bit":
+        return
     from qvg_engine.kernels.paged_attention import gpu_fused
 
     if not gpu_fused.supports(layer):
         raise NotThere("not offered for these pages on this device")
+
+
+def make_workspace(
+    strategy: Strategy,
+    *,
+    num_heads: int,
+    head_dim: int,
+    max_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Workspace | EightBitWorkspace:
+    """What a strategy decodes to."""
+    if strategy == "eight-bit":
+        return EightBitWorkspace(
+            num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, device=device
+        )
+    return Workspace(
+        num_heads=num_heads, head_dim=head_dim, max_tokens=max_tokens, device=device, dtype=dtype
+    )
 
 
 def make_runs(num_tokens: int) -> PageRuns:

@@ -29,12 +29,17 @@ def decode(
     `out`.
     """
     check_decode(pages, runs, out, start)
+    check_codes(pages, runs)
+    _kernel(pages, out)(pages, runs, out, start=start, rope=rope)
+
+
+def check_codes(pages: CodedPages, runs: PageRuns) -> None:
+    """Assert that the pages of `runs` have codebooks, and refinement pages that there are."""
     slots = pages.slot_of_page[runs.page_id]
     assert slots.min(initial=0) >= 0, runs.page_id
     if pages.refinement is not None:
         refined = pages.refinement.page_of[runs.page_id]
         assert refined.max(initial=NO_REFINEMENT) < pages.refinement.num_pages, refined
-    _kernel(pages, out)(pages, runs, out, start=start, rope=rope)
 
 
 def _kernel(pages: CodedPages, out: Tensor) -> Callable[..., None]:

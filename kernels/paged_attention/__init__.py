@@ -14,6 +14,7 @@ from qvg_engine.kernels.paged_attention.attention import (
     paged_attention_with_lse,
 )
 from qvg_engine.kernels.paged_attention.decode import decode, place
+from qvg_engine.kernels.paged_attention.eight_bit import EightBitWorkspace, value_dtype_for
 from qvg_engine.kernels.paged_attention.encode import encode
 from qvg_engine.kernels.paged_attention.pages import LayerPages, Pages, PlainPages
 from qvg_engine.kernels.paged_attention.passes import AttentionPass
@@ -33,6 +34,7 @@ __all__ = [
     "AttentionPass",
     "AttentionResult",
     "DenseSegment",
+    "EightBitWorkspace",
     "IdentityTransform",
     "LayerPages",
     "PageColumns",
@@ -51,4 +53,5 @@ __all__ = [
     "paged_attention",
     "paged_attention_with_lse",
     "place",
+    "value_dtype_for",
 ]

@@ -1,7 +1,7 @@
 """Attention of one pass's queries over segments of pages and dense tensors."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,14 +10,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.kernels.codec.pages import CodedPages
-from qvg_engine.kernels.paged_attention import cpu_attention, dense, reference
+from qvg_engine.kernels.paged_attention import (
+    cpu_attention,
+    dense,
+    eight_bit_attention,
+    reference,
+)
 from qvg_engine.kernels.paged_attention.decode import decode, place
+from qvg_engine.kernels.paged_attention.eight_bit import EightBitWorkspace
 from qvg_engine.kernels.paged_attention.passes import AttentionPass, check_passes, close_up
-from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment, Segment
+from qvg_engine.kernels.paged_attention.segments import (
+    DenseSegment,
+    PagedSegment,
+    Segment,
+    pack,
+    transform_rows,
+)
 from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
 from qvg_engine.kernels.paged_attention.workspace import Workspace
 
-Strategy = Literal["workspace", "fused", "reference"]
+Strategy = Literal["workspace", "fused", "eight-bit", "reference"]
 
 
 class AttentionResult(NamedTuple):
@@ -31,7 +43,7 @@ def paged_attention(
     queries: Tensor,
     segments: Sequence[Segment],
     *,
-    workspace: Workspace,
+    workspace: Workspace | EightBitWorkspace,
     transform: ReadTransform | None = None,
     query_positions: NDArray[np.int64] | None = None,
     scale: float | None = None,
@@ -42,14 +54,17 @@ def paged_attention(
     Args:
         queries: [tokens, heads, head_dim]; heads may be a multiple of the segments' heads (GQA).
         segments: runs of tokens in pages or dense tensors, in any order, of any length, also none.
-        workspace: where the strategy "workspace" decodes to; used only during the call.
+        workspace: where the strategy decodes to, an `EightBitWorkspace` for "eight-bit"; used only
+            during the call.
         transform: applied to queries, keys, values and output; the identity by default.
         query_positions: the queries' token numbers; needed with a transform.
         scale: of the scores; 1 / sqrt(head_dim) by default.
         strategy: "workspace" decodes into the workspace and runs dense attention, in pieces merged
             by log-sum-exp if the tokens do not fit at once; "fused" decodes pages in the tiles that
             attention multiplies with, see `gpu_fused.supports`, and attends to what is dense as
-            "workspace" does; "reference" gathers all and works in fp32.
+            "workspace" does; "eight-bit" decodes pages to 8 bits and attends to those, also on the
+            CPU, see `eight_bit.py`, but reads what is all dense as it is; "reference" gathers all
+            and works in fp32.
 
     Returns [tokens, heads, head_dim] in the dtype of `queries`; zeros if `segments` hold no token.
     """
@@ -61,7 +76,7 @@ def paged_attention_with_lse(
     queries: Tensor,
     segments: Sequence[Segment],
     *,
-    workspace: Workspace,
+    workspace: Workspace | EightBitWorkspace,
     transform: ReadTransform | None = None,
     query_positions: NDArray[np.int64] | None = None,
     scale: float | None = None,
@@ -76,7 +91,7 @@ def batched_attention(
     queries: Tensor,
     passes: Sequence[AttentionPass],
     *,
-    workspace: Workspace,
+    workspace: Workspace | EightBitWorkspace,
     scale: float | None = None,
     strategy: Strategy | Sequence[Strategy] = "workspace",
     together: bool = True,
@@ -138,7 +153,7 @@ def _whole_pass(
 def _attend_one(
     queries: Tensor,
     given: AttentionPass,
-    workspace: Workspace,
+    workspace: Workspace | EightBitWorkspace,
     scale: float | None,
     strategy: Strategy,
     *,
@@ -148,16 +163,22 @@ def _attend_one(
         return _attend_fused(queries, [given], workspace, scale)
     scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
     transform, query_positions = given.transform, given.query_positions
-    transformed = transform.queries(queries, query_positions)
+    turned = transform.queries(queries, query_positions)
     segments = [segment for segment in given.segments if segment.num_tokens]
-    folded = _fold_heads(transformed, workspace.keys.shape[0])
+    folded = _fold_heads(turned, workspace.keys.shape[0])
     if not segments:
         out = torch.zeros_like(folded)
         lse = folded.new_full(folded.shape[:2], -math.inf, dtype=torch.float32)
-    elif strategy == "workspace":
-        out, lse = _attend_in_workspace(folded, segments, workspace, transform, scale, needs_lse)
-    else:
+    elif strategy == "eight-bit":
+        assert isinstance(workspace, EightBitWorkspace), "eight-bit needs an EightBitWorkspace"
+        out, lse = eight_bit_attention.attend(
+            folded, segments, workspace, transform, scale, needs_lse=needs_lse
+        )
+    elif strategy == "reference":
         out, lse = reference.attend(folded, *_gather_all(segments, transform), scale)
+    else:
+        assert isinstance(workspace, Workspace), workspace
+        out, lse = _attend_in_workspace(folded, segments, workspace, transform, scale, needs_lse)
     out = _unfold_heads(out.to(queries.dtype), queries.shape)
     return AttentionResult(
         transform.output(out, query_positions), lse.reshape(queries.shape[1], queries.shape[0])
@@ -186,7 +207,7 @@ def _attend_in_workspace(
     scale: float,
     needs_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    pieces = list(_pack(segments, workspace.max_tokens))
+    pieces = list(pack(segments, workspace.max_tokens))
     needs_lse = needs_lse or len(pieces) > 1
     has_codes = any(
         isinstance(s, PagedSegment) and isinstance(s.pages.keys, CodedPages) for s in segments
@@ -210,10 +231,14 @@ def _attend_in_workspace(
 
 
 def _attend_fused(
-    queries: Tensor, passes: Sequence[AttentionPass], workspace: Workspace, scale: float | None
+    queries: Tensor,
+    passes: Sequence[AttentionPass],
+    workspace: Workspace | EightBitWorkspace,
+    scale: float | None,
 ) -> AttentionResult:
     from qvg_engine.kernels.paged_attention import fused
 
+    assert isinstance(workspace, Workspace), workspace
     scale = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
     num_tokens, num_heads, head_dim = queries.shape
     folded = _fold_heads(fused.rotate_queries(queries, passes), workspace.keys.shape[0])
@@ -231,25 +256,6 @@ def _attend_fused(
     )
     out = _unfold_heads(out.to(queries.dtype), queries.shape)
     return AttentionResult(out, lse.reshape(num_heads, num_tokens))
-
-
-def _pack(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:
-    """Cut the segments, in order, into pieces of at most `max_tokens` tokens."""
-    piece: list[Segment] = []
-    room = max_tokens
-    for segment in segments:
-        start = 0
-        while start < segment.num_tokens:
-            stop = min(segment.num_tokens, start + room)
-            whole = start == 0 and stop == segment.num_tokens
-            piece.append(segment if whole else segment.cut(start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield piece
-                piece, room = [], max_tokens
-    if piece:
-        yield piece
 
 
 def _fill(workspace: Workspace, piece: Sequence[Segment], transform: ReadTransform) -> int:
@@ -293,18 +299,9 @@ def _fill_dense(
     rope = transform.rope if segment.positions is not None else None
     keys, values = segment.keys, segment.values
     if transform.rope is None:
-        keys, values = _transformed(segment, transform)
+        keys, values = transform_rows(segment, transform)
     place(keys, segment.positions, workspace.keys, start=start, rope=rope)
     place(values, None, workspace.values, start=start, rope=None)
-
-
-def _transformed(segment: DenseSegment, transform: ReadTransform) -> tuple[Tensor, Tensor]:
-    if segment.positions is None:
-        return segment.keys, segment.values
-    return (
-        transform.keys(segment.keys, segment.positions),
-        transform.values(segment.values, segment.positions),
-    )
 
 
 def _gather_all(
@@ -319,7 +316,7 @@ def _gather_all(
                 values=reference.gather(segment.pages.values, segment.runs).float(),
                 positions=segment.runs.slots()[2],
             )
-        key, value = _transformed(segment, transform)
+        key, value = transform_rows(segment, transform)
         keys.append(key.float())
         values.append(value.float())
         weights = segment.log_weights

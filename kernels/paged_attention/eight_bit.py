@@ -1,7 +1,7 @@
 """Attention over keys and values of 8 bits: the workspace, and who computes on it.
 
 A piece is attended to in this order: `EightBitWorkspace.clear`, `bound_values` for all of its rows,
-`store` for all of its rows, `attend`.
+`store` for all of its rows, `attend`; for pages, the functions of `decode_eight_bit.py`.
 """
 
 from typing import Any
@@ -47,14 +47,13 @@ class EightBitWorkspace:
         device: torch.device | str,
         value_dtype: torch.dtype | None = None,
     ) -> None:
-        """value_dtype: torch.uint8 for E4M3 or torch.float16; what the device can if None."""
+        """Raises `ConfigError` without room, or for a head_dim that is not of `HEAD_DIMS`.
+
+        value_dtype: torch.uint8 for E4M3 or torch.float16; what the device can if None.
+        """
         if max_tokens < 1:
             raise ConfigError(f"a workspace needs room for at least 1 token, got {max_tokens}")
-        if head_dim not in HEAD_DIMS:
-            raise ConfigError(
-                f"8-bit attention takes a head_dim of 32, 64 or 128, got {head_dim}; use a "
-                "workspace in bf16"
-            )
+        _check_head_dim(head_dim)
         device = torch.device(device)
         value_dtype = value_dtype_for(device_of(device)) if value_dtype is None else value_dtype
         assert value_dtype in (torch.uint8, torch.float16), value_dtype
@@ -73,7 +72,8 @@ class EightBitWorkspace:
     def bytes_for(
         *, num_heads: int, head_dim: int, max_tokens: int, value_dtype: torch.dtype
     ) -> int:
-        """Bytes that a workspace of this size would take."""
+        """Bytes that a workspace of this size would take; see `__init__` for what it raises."""
+        _check_head_dim(head_dim)
         room = _rounded_up(max_tokens)
         token_bytes = num_heads * (head_dim * (1 + value_dtype.itemsize) + 4) + 4
         return room * token_bytes + num_heads * head_dim * 4
@@ -97,6 +97,14 @@ class EightBitWorkspace:
     def clear(self) -> None:
         """Forget all tokens, before another piece is written."""
         self.value_scales.zero_()
+
+
+def _check_head_dim(head_dim: int) -> None:
+    if head_dim not in HEAD_DIMS:
+        raise ConfigError(
+            f"8-bit attention takes a head_dim of 32, 64 or 128, got {head_dim}; use a "
+            "workspace in bf16"
+        )
 
 
 def _rounded_up(max_tokens: int) -> int:

@@ -36,10 +36,21 @@ def bound_values(workspace: "EightBitWorkspace", values: Tensor) -> None:
 
 def store(workspace: "EightBitWorkspace", keys: Tensor, values: Tensor, *, start: int) -> None:
     """See `eight_bit.store`."""
+    store_keys(workspace, keys, start=start)
+    store_values(workspace, values, start=start)
+
+
+def store_keys(workspace: "EightBitWorkspace", keys: Tensor, *, start: int) -> None:
+    """K of `store`."""
     stop = start + keys.shape[1]
     codes, scales = quantise_rows(keys.float())
     workspace.keys[:, start:stop] = codes
     workspace.key_scales[:, start:stop] = scales
+
+
+def store_values(workspace: "EightBitWorkspace", values: Tensor, *, start: int) -> None:
+    """V of `store`."""
+    stop = start + values.shape[1]
     scales = workspace.value_scales
     inverse = torch.where(scales <= SMALLEST, 0.0, 1.0 / scales)
     scaled = values.float() * inverse[:, None]

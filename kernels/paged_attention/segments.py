@@ -1,5 +1,6 @@
 """What attention attends to: runs of tokens in pages, or in dense tensors."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from qvg_engine.kernels.page_runs import PageColumns, PageRuns
 from qvg_engine.kernels.paged_attention.pages import LayerPages
+from qvg_engine.kernels.paged_attention.transform import ReadTransform
 
 
 class PagedSegment:
@@ -63,3 +65,32 @@ class DenseSegment:
 
 
 Segment = PagedSegment | DenseSegment
+
+
+def pack(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:
+    """Cut the segments, in order, into pieces of at most `max_tokens` tokens."""
+    piece: list[Segment] = []
+    room = max_tokens
+    for segment in segments:
+        start = 0
+        while start < segment.num_tokens:
+            stop = min(segment.num_tokens, start + room)
+            whole = start == 0 and stop == segment.num_tokens
+            piece.append(segment if whole else segment.cut(start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield piece
+                piece, room = [], max_tokens
+    if piece:
+        yield piece
+
+
+def transform_rows(segment: DenseSegment, transform: ReadTransform) -> tuple[Tensor, Tensor]:
+    """K and V of a segment as they are attended to, [tokens, heads, head_dim]."""
+    if segment.positions is None:
+        return segment.keys, segment.values
+    return (
+        transform.keys(segment.keys, segment.positions),
+        transform.values(segment.values, segment.positions),
+    )

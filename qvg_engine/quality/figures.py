@@ -45,6 +45,22 @@ class FormatErrors(msgspec.Struct, frozen=True, kw_only=True):
     books: tuple[BookErrors, ...]
 
 
+class EightBitErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Errors of attention's output over pages of a format, relative to exact attention's norm.
+
+    `format_error`: of the format; `total_error`: of the format with 8-bit attention; `added_error`:
+    of 8-bit attention, against attention over the same pages, and the same with weights and values
+    in fp16 (`added_error_fp16`).
+    """
+
+    name: str
+    layer: int
+    format_error: float
+    total_error: float
+    added_error: float
+    added_error_fp16: float
+
+
 class Margin(msgspec.Struct, frozen=True, kw_only=True):
     """By how many dB `q2` has less squared error than `qvg`, which takes as many bits.
 

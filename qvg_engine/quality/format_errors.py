@@ -19,15 +19,17 @@ from qvg_engine.block_manager.format import PageFormat
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.paged_attention import (
     DenseSegment,
+    EightBitWorkspace,
     LayerPages,
     PagedSegment,
     Segment,
+    Strategy,
     Workspace,
     paged_attention,
 )
 from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.comparison import without_centroids
-from qvg_engine.quality.figures import BookErrors, FormatErrors
+from qvg_engine.quality.figures import BookErrors, EightBitErrors, FormatErrors
 from qvg_engine.quality.stored import StoredRows, store_rows
 
 
@@ -91,6 +93,41 @@ class LayerErrors:
         )
         return figures, keys
 
+    def measure_eight_bit(self, page_format: PageFormat) -> EightBitErrors:
+        """What 8-bit attention over pages of a format adds to the format's own error.
+
+        The codebooks are those of `measure`. Raises `ConfigError` for heads that 8-bit attention
+        does not take.
+        """
+        keys = self._store(page_format, is_key=True)
+        values = self._store(page_format, is_key=False)
+        cached = (LayerPages(keys.pages, values.pages), keys)
+        _, heads, head_dim = self._rows.keys.shape
+        narrow, halves = (
+            list(
+                self._outputs(
+                    cached,
+                    EightBitWorkspace(
+                        num_heads=heads,
+                        head_dim=head_dim,
+                        max_tokens=self._capture.num_tokens,
+                        device=self._rows.keys.device,
+                        value_dtype=value_dtype,
+                    ),
+                )
+            )
+            for value_dtype in (torch.uint8, torch.float16)
+        )
+        plain = list(self._outputs(cached))
+        return EightBitErrors(
+            name=page_format.name,
+            layer=self._layer,
+            format_error=self._relative(plain, self._exact),
+            total_error=self._relative(narrow, self._exact),
+            added_error=self._relative(narrow, plain),
+            added_error_fp16=self._relative(halves, plain),
+        )
+
     def exact_outputs(self) -> list[Tensor]:
         """Attention of every chunk but the first, [tokens, heads, head_dim], nothing rounded."""
         return self._exact
@@ -111,13 +148,20 @@ class LayerErrors:
         return squared_error(self._store(plain, is_key=is_key).decoded(), rows)
 
     def _attention_error(self, pages: LayerPages, stored: StoredRows) -> float:
-        lost = total = 0.0
-        for exact, output in zip(self._exact, self._outputs((pages, stored)), strict=True):
-            lost += _energy(output.double() - exact.double())
-            total += _energy(exact.double())
-        return math.sqrt(lost / total)
+        return self._relative(list(self._outputs((pages, stored))), self._exact)
 
-    def _outputs(self, cached: tuple[LayerPages, StoredRows] | None) -> Iterator[Tensor]:
+    def _relative(self, outputs: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+        """The norm of the difference over that of exact attention, over all chunks."""
+        pairs = zip(outputs, others, strict=True)
+        lost = sum(_energy(output.double() - other.double()) for output, other in pairs)
+        return math.sqrt(lost / sum(_energy(exact.double()) for exact in self._exact))
+
+    def _outputs(
+        self,
+        cached: tuple[LayerPages, StoredRows] | None,
+        eight_bit: EightBitWorkspace | None = None,
+    ) -> Iterator[Tensor]:
+        strategy: Strategy = "workspace" if eight_bit is None else "eight-bit"
         capture, positions = self._capture, self._capture.positions
         for index in range(1, len(capture.chunk_tokens)):
             own, seen = capture.chunk(index), capture.seen_by(index)
@@ -129,9 +173,10 @@ class LayerErrors:
             yield paged_attention(
                 self._rows.queries[own].float(),
                 [*segments, self._dense(own)],
-                workspace=self._workspace,
+                workspace=eight_bit or self._workspace,
                 transform=self._transform,
                 query_positions=positions[own],
+                strategy=strategy,
             )
 
     def _dense(self, part: slice) -> DenseSegment:

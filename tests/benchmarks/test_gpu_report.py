@@ -74,7 +74,9 @@ def test_all_formats_are_measured(dry_run: tuple[dict[str, Any], str]) -> None:
     kernels = {row["kernel"] for row in section(measured, "parity")["rows"]}
     assert {f"{verb} {name}" for name in FORMATS for verb in ("decode", "encode")} <= kernels
     assert {"rotate", "place", "k-means"} <= kernels
-    strategies = {("workspace", name) for name in FORMATS} | {("fused", name) for name in CODED}
+    assert {f"decode {name} to 8 bits" for name in FORMATS} | {"8-bit attention"} <= kernels
+    strategies = {(way, name) for way in ("workspace", "eight-bit") for name in FORMATS}
+    strategies |= {("fused", name) for name in CODED}
     assert {f"attention {strategy} {name}" for strategy, name in strategies} <= kernels
     assert {row["format"] for row in section(measured, "step")["rows"]} == {"dense", "bf16", "q2"}
 
@@ -129,7 +131,7 @@ def test_without_time_everything_is_left_out(tmp_path: Path) -> None:
     measured, _ = run_report(tmp_path, "--dry-run", "--only", "decode", "--minutes", "1e-9")
     (only,) = measured["sections"]
     assert only["rows"] == []
-    assert len(only["left_out"]) == len(FORMATS)
+    assert len(only["left_out"]) == 2 * len(FORMATS), "dense and 8 bits"
     assert all(reason.endswith("no time left") for reason in only["left_out"])
 
 

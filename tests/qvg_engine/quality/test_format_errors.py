@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 import torch
@@ -64,6 +66,18 @@ def test_attention_over_wrong_keys_is_wrong() -> None:
     assert exact.attention_error < 1e-6
     assert exact.key_error > 0.05
     assert LayerErrors(drawn_capture(), 0).measure(page_format)[0].attention_error > 0.05
+
+
+@pytest.mark.parametrize("name", ["dense", "q2"])
+def test_eight_bits_add_little_and_nothing_else(capture: Capture, name: str) -> None:
+    layer = LayerErrors(capture, 4)
+    page_format = with_centroids(quality_format(name), CENTROIDS)
+    errors = layer.measure_eight_bit(page_format)
+    assert errors.format_error == layer.measure(page_format)[0].attention_error
+    assert 0.01 < errors.added_error < 0.025
+    assert 1e-3 < errors.added_error_fp16 < 0.4 * errors.added_error
+    together = math.hypot(errors.format_error, errors.added_error)
+    assert errors.total_error == pytest.approx(together, rel=0.15)
 
 
 def test_queries_may_have_more_heads() -> None:
