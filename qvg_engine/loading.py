@@ -6,7 +6,9 @@ import msgspec
 
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import CheckpointError, ConfigError
+from qvg_engine.longcat_model import load_longcat
 from qvg_engine.models.family import ModelFamily
+from qvg_engine.models.longcat.checkpoint import is_longcat
 from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pocket
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.wan.checkpoint import load_wan
@@ -39,7 +41,11 @@ def load_family(config: EngineConfig) -> ModelFamily:
     device, dtype = config.torch_device, config.torch_dtype
     path = Path(config.model)
     embedded = config.model == EMBEDDED_MODEL
+    if not embedded and is_longcat(path):
+        return load_longcat(config)
     if embedded or ((path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file()):
+        if config.lora is not None:
+            raise ConfigError(f"lora is {config.lora!r}: model {config.model!r} takes none")
         return load_pocket(
             lambda defaults: override(defaults, config),
             folder=None if embedded else path,

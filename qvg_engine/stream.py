@@ -75,6 +75,10 @@ class Stream:
         index = chunk.chunk_index
         if not self.wants_video:
             return PendingOutput(self.request_id, index, chunk.latents.float())
+        if chunk.lead is not None:
+            slots.release(self.request_id)
+            slots.acquire(self.request_id)
+            slots.decode(self.request_id, chunk.lead)
         frames = slots.decode(self.request_id, chunk.latents)
         if self.request.num_frames is not None:
             frames = frames[: self.request.num_frames - self._num_frames_sent]
