@@ -55,6 +55,9 @@ def test_wrong_conditions(given: dict[str, Any], words: str) -> None:
         ("5b", {"glyph_embeds": torch.zeros(1, 6)}, "the 5B takes none"),
         ("8b", {"glyph_embeds": torch.zeros(1, 5)}, r"glyph_embeds is \[1, 5\]: give \[L, 6\]"),
         ("8b", {"image_embeds": torch.zeros(0, 10)}, "image_embeds has no rows"),
+        ("8b", {"negative_prompt_embeds": NEGATIVE}, "is given, but guidance_scale is 1"),
+        ("8b", {"negative_glyph_embeds": torch.zeros(1, 6)}, "negative_glyph_embeds is given"),
+        ("5b", {"renoise": random(0, 3, 1, 4, *SHAPE)}, "renoise is given"),
         ("8b", {"guidance_scale": 6.0}, "guidance needs negative_prompt_embeds"),
         ("8b", {"guidance_scale": 6.0, "negative_prompt": "dull"}, "guidance needs"),
         (
