@@ -59,6 +59,11 @@ class GivenNoise:
         self._renoise = None if renoise is None else renoise.float().cpu()
         self._keyed = keyed
 
+    @property
+    def has_renoise(self) -> bool:
+        """Whether the noise between denoising steps was given, too."""
+        return self._renoise is not None
+
     def start(self, chunk: int, shape: Shape) -> Tensor:
         noise = self._noise[chunk]
         assert noise.shape == shape, (noise.shape, shape)

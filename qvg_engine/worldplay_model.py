@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
 from qvg_engine.models.family import ModelFamily
@@ -19,16 +21,20 @@ def load_worldplay(
     files: WorldPlayFiles,
     config: EngineConfig,
     override: Callable[[RolloutSettings, EngineConfig], RolloutSettings],
+    *,
+    headers_only: bool = False,
 ) -> ModelFamily:
     """Load a checkpoint, rolled out as it was published but for what the settings say.
 
-    Raises `CheckpointError` for weights that cannot be used, and `ConfigError` for settings that
-    the model does not have.
+    With `headers_only` no weights are read: the family says what it would take. Raises
+    `CheckpointError` for weights that cannot be used, and `ConfigError` for settings that the model
+    does not have.
     """
     for name in _OTHER_FAMILIES:
         if getattr(config, name) is not None:
             raise ConfigError(f"{name} is {getattr(config, name)!r}: WorldPlay does not have it")
-    device, dtype = config.torch_device, config.torch_dtype
+    device = torch.device("meta") if headers_only else config.torch_device
+    dtype = config.torch_dtype
     if files.kind == "5b":
         settings = _settings(override(wan_settings(), config))
         network = load_wan_network(

@@ -12,6 +12,7 @@ from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.noise import GivenNoise
 from qvg_engine.models.program import StreamInputs, TextRows
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
 from qvg_engine.models.worldplay.passes import WorldPlayPass
@@ -114,13 +115,17 @@ class WorldPlayFamily(ABC):
                 f"the latents have {inputs.latent_shape[0]} channels: this network takes "
                 f"{self._latent_channels}"
             )
+        if isinstance(inputs.noise, GivenNoise) and inputs.noise.has_renoise:
+            raise RequestError(
+                "renoise is given: Euler steps take no noise in between; leave it out"
+            )
         given = inputs.conditions or WorldPlayConditions()
         assert isinstance(given, WorldPlayConditions)
         image, context = self._beginning(inputs, given)
         num_frames = inputs.num_frames + (0 if context is None else len(context))
         cameras = given.camera_path(num_frames)
         guidance = given.guidance(self.settings)
-        negative = self._negative(given) if guidance != 1 else None
+        negative = self._negative(given, guidance)
         texts, text_rows = self._texts(inputs, given, negative)
         rows, columns = self.tokens_in_frame(*inputs.latent_shape[1:])
         video = WorldPlayVideo(
@@ -149,23 +154,13 @@ class WorldPlayFamily(ABC):
     def _beginning(
         self, inputs: StreamInputs, given: WorldPlayConditions
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w].
-
-        A single latent frame of context is an image.
-        """
+        """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w]."""
         context, image = inputs.context_latents, given.image_latents
-        if context is not None and len(context) == 1:
-            if image is not None:
-                raise RequestError(
-                    "context_latents is one latent frame, which is the first image, and "
-                    "image_latents is another: give one of them"
-                )
-            context, image = None, context
         chunk = self.settings.frames_per_chunk
         if context is not None and len(context) % chunk:
             raise RequestError(
-                f"context_latents has {len(context)} latent frames: give 1, the first image, or a "
-                f"multiple of frames_per_chunk, {chunk}"
+                f"context_latents has {len(context)} latent frames: give a multiple of "
+                f"frames_per_chunk, {chunk}; a first image goes to the conditions' image_latents"
             )
         if context is not None and image is not None and self.settings.keeps_image:
             raise RequestError(
@@ -180,8 +175,16 @@ class WorldPlayFamily(ABC):
             )
         return send(image[0], self.device, torch.float32), context
 
-    def _negative(self, given: WorldPlayConditions) -> Tensor:
+    def _negative(self, given: WorldPlayConditions, guidance: float) -> Tensor | None:
+        """The language states that guidance leads away from; None without guidance."""
         rows = given.negative_prompt_embeds
+        if guidance == 1:
+            for name in ("negative_prompt", "negative_prompt_embeds", "negative_glyph_embeds"):
+                if getattr(given, name) is not None:
+                    raise RequestError(
+                        f"{name} is given, but guidance_scale is 1: give more, or leave it out"
+                    )
+            return None
         if rows is None:
             if given.negative_prompt is None or self.prompt_encoder is None:
                 raise RequestError(

@@ -12,14 +12,14 @@ from torch import Tensor
 from qvg_engine import EngineConfig, VideoEngine
 from qvg_engine.errors import CheckpointError, ConfigError
 from qvg_engine.kernels.rope.layout import interleaved_index
-from qvg_engine.loading import load_family
+from qvg_engine.loading import load_family, override
 from qvg_engine.models.noise import KeyedNoise
 from qvg_engine.models.program import StreamInputs, TextRows
 from qvg_engine.models.wan.layout import to_published
-from qvg_engine.models.worldplay.checkpoint import load_hunyuan_network, load_wan_network
 from qvg_engine.models.worldplay.files import find_worldplay
 from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily
 from qvg_engine.models.worldplay.wan_family import TIMESTEPS, WorldPlayWanFamily
+from qvg_engine.worldplay_model import load_worldplay
 from tests.models.worldplay.toy import HUNYUAN_CONFIG, WAN_CONFIG, make_family, make_request
 
 # The names of the 5B's tensors: what is published, and what this network calls it.
@@ -236,12 +236,10 @@ def test_headers_alone_say_what_a_video_needs(kind: str, tmp_path: Path) -> None
     files = find_worldplay(write(kind, tmp_path, published(kind)))
     assert files is not None
     expected = make_family(kind)
-    if kind == "5b":
-        network: Any = load_wan_network(files, device="meta", num_heads=files.num_heads)
-    else:
-        network = load_hunyuan_network(files, device="meta")
-    assert all(parameter.is_meta for parameter in network.parameters())
-    family = type(expected)(network, expected.settings)
+    config = EngineConfig(model="", latent_shape=(4, 2, 4), text_len=5, device="cpu")
+    family: Any = load_worldplay(files, config, override, headers_only=True)
+    assert all(parameter.is_meta for parameter in family.network.parameters())
+    family = type(expected)(family.network, expected.settings)
     inputs = StreamInputs(
         text=TextRows(torch.zeros(1, family.text_dim), 5),
         num_frames=24,
