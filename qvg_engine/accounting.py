@@ -42,6 +42,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's figures: now, and (`kv_*`, ratios, bytes) at the step of peak page use.
 
     `kv_ratio_now` is the compression at this moment; a ratio without pages is 0.
+    `spilled_decoder_bytes` are in host memory.
     """
 
     num_steps: int
@@ -60,6 +61,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     text_bytes: int
     decoder_bytes: int
+    spilled_decoder_bytes: int = 0
 
 
 class CacheAccount:

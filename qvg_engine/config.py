@@ -51,7 +51,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     * `attention_backend`: "workspace", which decodes pages to a buffer; "fused", which decodes
       them inside of attention: on GPUs, for few queries; "reference" for plain torch.
     * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
-    * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
+    * `decoder_slots`: streams whose decoder state is on the device; None: `max_streams`.
+      `spilled_decoders`: further ones, whose state waits in host memory between their chunks.
     * `max_text_rows`: text rows of all admitted streams together.
     * `batch_invariant`: bit-equal videos whatever else is in the batch, at some cost.
     * `device`: "auto", "cpu" or "cuda"; `dtype`: "float32", "float16" or "bfloat16".
@@ -87,6 +88,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch_tokens: int = 65_536
     aging_steps: int = 64
     decoder_slots: int | None = None
+    spilled_decoders: int = 0
     max_text_rows: int = 65_536
     batch_invariant: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -112,6 +114,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             check_range("workspace_tokens", self.workspace_tokens, 1, 2**31)
         if self.decoder_slots is not None:
             check_range("decoder_slots", self.decoder_slots, 0, 65_536)
+        check_range("spilled_decoders", self.spilled_decoders, 0, 65_536)
         if self.num_heads is not None:
             check_range("num_heads", self.num_heads, 1, 65_536)
         if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
@@ -144,5 +147,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def num_decoder_slots(self) -> int:
-        """Decoder slots, where nothing is given one a stream."""
+        """Decoder states on the device, where nothing is given one a stream."""
         return self.max_streams if self.decoder_slots is None else self.decoder_slots
+
+    @property
+    def num_decoders(self) -> int:
+        """Decoder states in all, with those in host memory."""
+        return self.num_decoder_slots + self.spilled_decoders
