@@ -7,9 +7,25 @@ nothing is ever copied back.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Place(NamedTuple):
+    """Where a module keeps a tensor, and that tensor in host memory."""
+
+    table: dict[str, Any]
+    name: str
+    home: Tensor
+
+    def put(self, tensor: Tensor) -> None:
+        """Have the module use this tensor."""
+        is_parameter = isinstance(self.home, nn.Parameter)
+        self.table[self.name] = (
+            nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+        )
 
 
 class Turns:
@@ -18,12 +34,18 @@ class Turns:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._lock = threading.RLock()
-        self._homes: dict[nn.Module, list[Tensor]] = {}
+        self._homes: dict[nn.Module, list[Place]] = {}
         self._present: nn.Module | None = None
 
     def add(self, module: nn.Module) -> None:
         """Take in a module whose weights lie in host memory."""
-        self._homes[module] = [tensor.data for tensor in _tensors(module)]
+        self._homes[module] = [
+            Place(table, name, tensor)
+            for part in module.modules()
+            for table in (part._parameters, part._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
 
     @contextmanager
     def use(self, module: nn.Module) -> Iterator[None]:
@@ -32,17 +54,21 @@ class Turns:
             if self._present is not module:
                 self.clear()
                 self._present = module
-                for tensor, home in zip(_tensors(module), self._homes[module], strict=True):
-                    tensor.data = home.to(self.device, non_blocking=True)
+                copies: dict[int, Tensor] = {}
+                for place in self._homes[module]:
+                    # Tied weights are one tensor under two names.
+                    key = place.home.data_ptr()
+                    if key not in copies:
+                        copies[key] = place.home.to(self.device, non_blocking=True)
+                    place.put(copies[key])
             yield
 
     def clear(self) -> None:
         """Leave the device to others."""
         with self._lock:
             if self._present is not None:
-                homes = self._homes[self._present]
-                for tensor, home in zip(_tensors(self._present), homes, strict=True):
-                    tensor.data = home
+                for place in self._homes[self._present]:
+                    place.put(place.home)
                 self._present = None
 
 
@@ -54,7 +80,3 @@ def turn(turns: Turns | None, module: nn.Module) -> Iterator[None]:
         return
     with turns.use(module):
         yield
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

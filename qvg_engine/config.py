@@ -28,6 +28,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
       a folder with published or diffusers-style files (docs/models.md).
     * `lora`: the path of a LoRA that is merged into the network, `lora_alpha` its alpha (None: its
       rank). None takes the one that a published model comes with.
+    * `vae`, `text_encoder`, `tokenizer`: paths of what a network needs beside it; None looks for
+      them near the model.
+    * `offload`: keep weights in host memory, and have network, VAE and text encoder take turns on
+      the device.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
     * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
       window counts the sink and the chunk itself.
@@ -63,6 +67,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str = "pocket"
     lora: str | None = None
     lora_alpha: float | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    offload: bool = False
     latent_shape: tuple[int, int, int] | None = None
     frames_per_chunk: int | None = None
     window_frames: int | UnsetType | None = UNSET

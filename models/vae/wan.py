@@ -5,7 +5,6 @@ its modules read and write; here the list of a video is its state, so that many 
 decoded in turns. Latents are those of the networks: (z - mean) / std per channel.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -18,11 +17,12 @@ from torch import Tensor
 from qvg_engine.errors import CheckpointError, RequestError
 from qvg_engine.models.family import DecoderState, Frames
 from qvg_engine.models.packages import require_package
+from qvg_engine.models.shards import read_json, safetensors_in
 from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.checkpoint import check_keys
 from qvg_engine.models.weights import Weights, fill_module
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+_WEIGHTS_STEM = "diffusion_pytorch_model"
 ORIGINAL_NAME = "Wan2.1_VAE.pth"
 
 _REPEAT = "Rep"
@@ -150,14 +150,13 @@ def load_wan_vae(
     missing, broken or of another model, and `ConfigError` without diffusers.
     """
     diffusers = require_package("diffusers", what="the Wan VAE")
-    file = path / WEIGHTS_NAME if path.is_dir() else path
-    weights = Weights([file])
+    weights = Weights(safetensors_in(path, _WEIGHTS_STEM) if path.is_dir() else [path])
     file_names = {name: name for name in weights.shapes}
     if _ORIGINAL_ENTRANCE in weights.shapes:
         naming = require_package("diffusers.loaders.single_file_utils", what="the Wan VAE")
         file_names = naming.convert_wan_vae_to_diffusers(file_names)
     shapes = {name: weights.shapes[file_name] for name, file_name in file_names.items()}
-    settings = _read_config(path / "config.json") if path.is_dir() else _sizes(shapes, file)
+    settings = _read_config(path / "config.json") if path.is_dir() else _sizes(shapes, path)
     try:
         with torch.device("meta"):
             vae = diffusers.AutoencoderKLWan.from_config(settings)
@@ -172,14 +171,11 @@ def load_wan_vae(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error
-    name = settings.get("_class_name") if isinstance(settings, dict) else None
+    settings = read_json(path)
+    name = settings.get("_class_name")
     if name != "AutoencoderKLWan":
         raise CheckpointError(f"{path} is a config of {name}, not of AutoencoderKLWan")
-    return dict(settings)
+    return settings
 
 
 def _sizes(shapes: dict[str, Tensor], path: Path) -> dict[str, Any]:

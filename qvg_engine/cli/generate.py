@@ -8,13 +8,22 @@ import typer
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
     Device,
+    Dtype,
     KvFormat,
     KvMemory,
+    Lora,
     MaxStreams,
     Model,
+    ModelParts,
     NumFrames,
+    Offload,
     Seconds,
+    Size,
+    TextEncoder,
+    Tokenizer,
+    Vae,
     engine_settings,
+    parse_size,
 )
 from qvg_engine.cli.prompts import gather_prompts
 from qvg_engine.cli.settings import GenerateSettings
@@ -60,6 +69,13 @@ def generate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
+    size: Size = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    tokenizer: Tokenizer = None,
+    lora: Lora = None,
+    offload: Offload = False,
+    dtype: Dtype = None,
     device: Device = "auto",
     batch_invariant: Annotated[
         bool,
@@ -83,6 +99,7 @@ def generate(
         scale=scale,
         json_path=json_path,
         kv_bits=kv_bits,
+        size=parse_size(size),
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,
@@ -90,6 +107,14 @@ def generate(
             kv_memory=kv_memory,
             device=device,
             batch_invariant=batch_invariant,
+            parts=ModelParts(
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                lora=lora,
+                offload=offload,
+                dtype=dtype,
+            ),
         ),
     )
     raise typer.Exit(make_videos(settings))

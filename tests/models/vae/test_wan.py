@@ -1,6 +1,6 @@
 """The Wan VAE, streamed, against diffusers' own decode and encode of whole videos."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from qvg_engine.errors import CheckpointError, RequestError
 from qvg_engine.models.vae.wan import WanVaeCodec, load_wan_vae
 
+Save = Callable[..., Path]
 LATENTS = (7, 4, 6, 5)
 
 
@@ -138,16 +139,8 @@ def test_frames_that_do_not_divide(wan_vae: Any, shape: tuple[int, int, int]) ->
         WanVaeCodec(wan_vae).encode(np.zeros((*shape, 3), np.uint8))
 
 
-def save_folder(vae: Any, folder: Path) -> None:
-    folder.mkdir()
-    state = {key: value.contiguous() for key, value in vae.state_dict().items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    config = {"_class_name": "AutoencoderKLWan", **dict(vae.config)}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def test_a_diffusers_folder_is_loaded(wan_vae: Any, tmp_path: Path) -> None:
-    save_folder(wan_vae, tmp_path / "vae")
+def test_a_diffusers_folder_is_loaded(wan_vae: Any, save_wan_vae: Save, tmp_path: Path) -> None:
+    save_wan_vae(wan_vae, tmp_path / "vae")
     codec = load_wan_vae(tmp_path / "vae")
     assert np.array_equal(
         stream(codec, random_latents(), [7]), stream(WanVaeCodec(wan_vae), random_latents(), [7])
@@ -211,11 +204,11 @@ def test_the_original_file_is_loaded(tmp_path: Path) -> None:
         assert torch.equal(codec.vae.state_dict()[key], value), key
 
 
-def test_other_files_are_told(wan_vae: Any, tmp_path: Path) -> None:
+def test_other_files_are_told(wan_vae: Any, save_wan_vae: Save, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match="not a Wan VAE"):
         load_wan_vae(tmp_path / "vae.safetensors")
-    save_folder(wan_vae, tmp_path / "vae")
+    save_wan_vae(wan_vae, tmp_path / "vae")
     (tmp_path / "vae/config.json").write_text('{"_class_name": "AutoencoderKL"}')
     with pytest.raises(CheckpointError, match="config of AutoencoderKL, not of"):
         load_wan_vae(tmp_path / "vae")
