@@ -29,6 +29,7 @@ from qvg_engine.models.longcat.segments import Segment, split_segments
 from qvg_engine.models.longcat.text import attended_text
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.rows import PassSplits
 
 PUBLISHED_LATENT_SIZE = (60, 104)
@@ -62,11 +63,13 @@ class LongCatFamily:
         distilled: bool = False,
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """`latent_shape` and `segment_frames` are of requests that say nothing else.
 
         `distilled` says that the LoRA of the few-step schedule is in the weights, and makes that
-        schedule the default. Raises `ConfigError` if the settings do not suit the network.
+        schedule the default. With `turns`, to which it was added, the network is on the device
+        while it is used. Raises `ConfigError` if the settings do not suit the network.
         """
         config = network.config
         published = (config.in_channels, *PUBLISHED_LATENT_SIZE)
@@ -99,7 +102,8 @@ class LongCatFamily:
             commit_timestep=commit_timestep,
             text_len=text_len,
         )
-        self._tables = RopeTables(head_dim=config.head_dim, device=network.device)
+        self._turns = turns
+        self._tables = RopeTables(head_dim=config.head_dim, device=self._device)
         rows, columns = self.tokens_in_frame(height, width)
         self.tokens_per_frame = rows * columns
         self._encoded = lru_cache(maxsize=16)(self._encode)
@@ -114,6 +118,10 @@ class LongCatFamily:
     @property
     def text_dim(self) -> int:
         return self.network.config.caption_channels
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.device if self._turns is None else self._turns.device
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
@@ -141,13 +149,27 @@ class LongCatFamily:
             transform=RopeTransform(RopeGrid(self._tables, rows, columns)),
             tokens_per_frame=rows * columns,
             page_size=page_size,
-            device=self.network.device,
+            device=self._device,
             dtype=self.network.dtype,
             attended=self._attended,
         )
 
     @torch.no_grad()
     def forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        with turn(self._turns, self.network):
+            return self._forward(passes, attention, batch_invariant=batch_invariant)
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with turn(self._turns, self.network):
+            return self.network.text_keys_values(rows)
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        return to_interleaved(keys)
+
+    def _forward(
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
@@ -172,13 +194,6 @@ class LongCatFamily:
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
             for part, item in zip(flow.split(num_tokens), passes, strict=True)
         ]
-
-    @torch.no_grad()
-    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return self.network.text_keys_values(rows)
-
-    def published_keys(self, keys: Tensor) -> Tensor:
-        return to_interleaved(keys)
 
     def _rollout(self, inputs: StreamInputs, conditions: LongCatConditions) -> Rollout:
         name = conditions.schedule or ("distilled" if self.distilled else "standard")
