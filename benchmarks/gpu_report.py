@@ -3,9 +3,11 @@
     python benchmarks/gpu_report.py --output reports
 
 checks every kernel against its reference on the device, then measures decoding against the
-bandwidth of a copy, storing, steps of an engine around a randomly initialised Wan 1.3B, and
-attention against the best dense attention that is installed. It writes `gpu_report.md` and
-`gpu_report.json`, with what was left out for want of time or of a package.
+bandwidth of a copy, storing, steps of an engine around a randomly initialised Wan 1.3B, attention
+against the best dense attention that is installed, and whole videos of eight streams, as many of
+twenty chunks as there is time for. compute-sanitizer checks the kernels again where it is
+installed. It writes `gpu_report.md` and `gpu_report.json`, with what was left out for want of time
+or of a package.
 
 `--minutes` sets how long it may take, `--only` which sections; `--dry-run` goes through all of it
 on a CPU with tiny sizes, Triton's kernels in its interpreter. It needs torch, triton, numba and
@@ -19,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SECTIONS = ("peaks", "parity", "decode", "encode", "step", "attention")
+SECTIONS = ("peaks", "parity", "decode", "encode", "step", "attention", "videos", "sanitize")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_sections import decoding, encoding, parity
+from benchmarks.gpu_sections import decoding, encoding, parity, sanitizing
 from benchmarks.gpu_sections.attending import Attending
 from benchmarks.gpu_sections.case import Case, Row, Section, run_section
+from benchmarks.gpu_sections.engines import Engines
 from benchmarks.gpu_sections.peaks import Peaks
 from benchmarks.gpu_sections.setup import Setup
 from benchmarks.gpu_sections.stepping import Stepping
+from benchmarks.gpu_sections.videos import Videos
 
 REPORT_NAME = "gpu_report"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,14 +47,16 @@ class Part:
 
 def parts(setup: Setup) -> dict[str, Part]:
     """All sections by name, in the order in which they are measured."""
-    peaks = Peaks()
+    peaks, engines = Peaks(), Engines(setup)
     return {
         "peaks": Part("The device", 0.5, lambda: peaks.cases(setup)),
         "parity": Part("Kernels against their references", 2, lambda: parity.cases(setup)),
         "decode": Part("Decoding K and V of one layer", 1, lambda: decoding.cases(setup, peaks)),
         "encode": Part("Storing K of one chunk of one layer", 1, lambda: encoding.cases(setup)),
-        "step": Part("Steps of an engine", 3, lambda: Stepping(setup).cases()),
+        "step": Part("Steps of an engine", 3, lambda: Stepping(setup, engines).cases()),
         "attention": Part("Attention of one layer", 4, lambda: Attending(setup, peaks).cases()),
+        "videos": Part("Whole videos", 4, lambda: Videos(setup, engines).cases()),
+        "sanitize": Part("compute-sanitizer", 1, lambda: sanitizing.cases(setup)),
     }
 
 

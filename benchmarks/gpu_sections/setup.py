@@ -21,6 +21,7 @@ class Setup:
     workspace_tokens: what an engine decodes at once without a window.
     cost_points: the (queries, cached tokens) that the engine's choice of a strategy is fitted to.
     wan: the network of the steps; window_frames: latent frames that its passes see.
+    video_streams, video_chunks: how many whole videos are made together, and how long they are.
     copy_bytes, product_size: what bandwidth and arithmetic are measured with.
     """
 
@@ -38,6 +39,8 @@ class Setup:
     streams: tuple[int, ...]
     wan: WanConfig
     window_frames: int
+    video_streams: int
+    video_chunks: int
     text_rows: int
     copy_bytes: int
     product_size: int
@@ -61,6 +64,8 @@ def gpu_setup() -> Setup:
         wan=WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
         # 21 frames of 1,560 tokens: 32,760.
         window_frames=21,
+        video_streams=8,
+        video_chunks=20,
         text_rows=512,
         copy_bytes=1 << 30,
         product_size=8192,
@@ -84,6 +89,8 @@ def dry_setup() -> Setup:
         streams=(1, 2),
         wan=WanConfig(dim=128, ffn_dim=64, num_heads=2, num_layers=2, text_dim=8, freq_dim=16),
         window_frames=9,
+        video_streams=2,
+        video_chunks=2,
         text_rows=6,
         copy_bytes=1 << 16,
         product_size=64,

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = REPOSITORY / "benchmarks" / "gpu_report.py"
-SECTIONS = ["peaks", "parity", "decode", "encode", "step", "attention"]
+SECTIONS = ["peaks", "parity", "decode", "encode", "step", "attention", "videos"]
 CODED = {"qvg", "qvg-pro", "q2", "q1"}
 FORMATS = CODED | {"bf16"}
 
@@ -48,7 +49,7 @@ def run_report(
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("report")
-    measured, _ = run_report(folder, "--dry-run", "--minutes", "60")
+    measured, _ = run_report(folder, "--dry-run", "--minutes", "60", "--only", *SECTIONS)
     return measured, (folder / "gpu_report.md").read_text()
 
 
@@ -125,6 +126,50 @@ def test_the_report_names_what_was_measured(dry_run: tuple[dict[str, Any], str])
     assert {"device", "date", "commit", "triton", "python"} <= machine.keys()
     assert "dry run on a CPU" in text
     assert f"| torch | {torch.__version__} |" in text
+
+
+def test_whole_videos_are_compared_with_the_dense_cache(
+    dry_run: tuple[dict[str, Any], str],
+) -> None:
+    rows = section(dry_run[0], "videos")["rows"]
+    assert [(row["history"], row["format"]) for row in rows] == [
+        ("window", "dense"),
+        ("window", "q2"),
+        ("full", "dense"),
+        ("full", "q2"),
+    ]
+    for dense, coded in (rows[:2], rows[2:]):
+        assert dense["chunks"] == coded["chunks"] == coded["chunks compared"]
+        assert coded["to dense"] == pytest.approx(coded["s"] / dense["s"])
+        assert coded["kv_ratio"] > dense["kv_ratio"]
+
+
+@pytest.mark.parametrize("errors", [None, 0, 3])
+def test_compute_sanitizer(errors: int | None, tmp_path: Path) -> None:
+    """A program that stands for it runs its command, and counts errors."""
+    path = os.environ["PATH"]
+    if errors is not None:
+        program = tmp_path / "compute-sanitizer"
+        program.write_text(
+            f'#!/bin/sh\nshift 2\necho "ERROR SUMMARY: {errors} errors"\nexec "$@"\n'
+        )
+        program.chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{path}"
+    elif sanitizer := shutil.which("compute-sanitizer"):
+        pytest.skip(f"there is {sanitizer}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        patch.setenv("CUDA_HOME", str(tmp_path / "none"))
+        arguments = ("--dry-run", "--only", "sanitize", "--minutes", "9")
+        measured, _ = run_report(tmp_path, *arguments, status=int(errors == 3))
+    found = section(measured, "sanitize")
+    if errors is None:
+        assert found["rows"] == []
+        assert found["left_out"][0] == "tool memcheck: compute-sanitizer is not available"
+    elif errors:
+        assert all("SUMMARY: 3" in row["error"] for row in found["rows"])
+    else:
+        assert [row["errors"] for row in found["rows"]] == [0, 0]
 
 
 def test_without_time_everything_is_left_out(tmp_path: Path) -> None:

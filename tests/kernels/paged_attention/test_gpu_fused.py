@@ -38,7 +38,8 @@ from tests.kernels.conftest import as_runs
 if not has_triton():
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from qvg_engine.kernels.paged_attention import gpu_fused
+from qvg_engine.kernels.device import ARCHITECTURES
+from qvg_engine.kernels.paged_attention import fused_tiles, gpu_fused
 from qvg_engine.kernels.paged_attention.gpu_fused import PagedPass
 
 PAGE_SIZE, NUM_PAGES, HEADS, SCALE = 64, 8, 2, 0.09
@@ -173,6 +174,16 @@ def test_what_is_not_supported() -> None:
     plain = PlainPages(torch.empty(NUM_PAGES, HEADS, PAGE_SIZE, 128))
     assert not gpu_fused.supports(LayerPages(pages.keys, plain))
     assert not gpu_fused.supports(layer("q2", 256))
+
+
+def test_what_spills_with_an_older_triton_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = random_pages("qvg-pro", 128, is_key=True)
+    assert fused_tiles.tile_tokens(pages, 89) is not None
+    monkeypatch.setattr(fused_tiles, "before_3_9", lambda: True)
+    assert fused_tiles.tile_tokens(pages, 89) is None
+    assert fused_tiles.tile_tokens(pages, 90) is not None
+    q2 = random_pages("q2", 128, is_key=True)
+    assert all(fused_tiles.tile_tokens(q2, architecture) for architecture in ARCHITECTURES)
 
 
 def test_as_a_strategy() -> None:
