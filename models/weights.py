@@ -153,7 +153,8 @@ def fill_module(
     `file_names` maps each name of the module's state dict, which must be complete, to one of
     `weights`. On the device "meta" the module only takes the dtype.
     """
-    module.to(dtype)
+    # Not the module's own `to`, which diffusers overrides to warn of what is no matter here.
+    nn.Module.to(module, dtype)
     if torch.device(device).type != "meta":
         names: dict[str, list[str]] = {}
         for name, file_name in file_names.items():
