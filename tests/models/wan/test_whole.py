@@ -103,3 +103,30 @@ def test_the_command_line_makes_a_video(
     assert code == 0
     (video,) = (tmp_path / "videos").glob("*.mp4")
     assert read_video(video).shape == (13, 32, 64, 3)
+
+
+def test_a_video_goes_on_from_frames(wan_folder: Path, wan_settings: Settings) -> None:
+    """What is decoded chunk by chunk is one decode of the context and what was made."""
+    engine = VideoEngine(wan_settings(wan_folder))
+    codec = engine.family.codec
+    assert codec is not None
+    given = np.random.default_rng(0).integers(0, 256, (13, 32, 48, 3), dtype=np.uint8)
+    context = codec.encode(given)
+    made: dict[str, list[Any]] = {}
+    for output, field in (("video", "frames"), ("latents", "latents")):
+        request = VideoRequest(
+            request_id=output,
+            prompt="a fox",
+            num_frames=20,
+            seed=3,
+            context_latents=context,
+            output=output,  # type: ignore[arg-type]
+        )
+        engine.add_request(request)
+        made[field] = []
+        while engine.has_unfinished_requests():
+            made[field] += [getattr(item, field) for item in engine.step()]
+    frames = np.concatenate(made["frames"])
+    whole, _ = codec.decode_chunk(torch.cat([context, *made["latents"]]), None)
+    assert len(frames) == 20
+    assert np.abs(frames.astype(int) - whole[13:33]).max() <= 1
