@@ -14,6 +14,7 @@ from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pock
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.text.umt5 import load_umt5, published_umt5
 from qvg_engine.models.turns import Turns
+from qvg_engine.models.vae.taehv import load_taehv
 from qvg_engine.models.vae.wan import load_wan_vae, published_wan_vae
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
@@ -150,7 +151,8 @@ def load_companions(
     codec: VideoCodec | None = None
     encoder: PromptEncoder | None = None
     if found.vae is not None:
-        codec = load_wan_vae(
+        load_vae = load_taehv if found.vae.name.startswith("tae") else load_wan_vae
+        codec = load_vae(
             found.vae,
             device=device,
             dtype=config.torch_dtype,
