@@ -5,7 +5,7 @@ it knows nothing of pages, streams or positions. The engine answers from its pag
 script from dense tensors, a test from a plain loop.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,4 +24,25 @@ class Attention(Protocol):
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         """Attend to the text of each pass; queries and result are [tokens, heads, head_dim]."""
+        ...
+
+
+@runtime_checkable
+class EngineAttention(Attention, Protocol):
+    """What the engine gives: also attention under several read transforms at once."""
+
+    def self_attentions(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        with_text: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """`self_attention` once under each read transform of the passes (a `TransformSet`).
+
+        Keys and values are stored once. `with_text` prepends the text of each pass, which no
+        transform touches but in the output; its keys are in the internal channel order then.
+        """
         ...

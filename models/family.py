@@ -1,7 +1,7 @@
 """What a model family gives the engine: a network to step, programs, and the codecs around it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
-from qvg_engine.models.attention import Attention
+from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 
@@ -97,7 +97,7 @@ class ModelFamily(Protocol):
         ...
 
     def forward(
-        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+        self, passes: Sequence[PassInputs], attention: EngineAttention, *, batch_invariant: bool
     ) -> list[Tensor]:
         """One forward for all passes; returns the flow [F, C, h, w] of each."""
         ...
@@ -108,4 +108,13 @@ class ModelFamily(Protocol):
 
     def published_keys(self, keys: Tensor) -> Tensor:
         """Self-attention keys [..., head_dim] in the original channel order."""
+        ...
+
+
+@runtime_checkable
+class JointTextFamily(Protocol):
+    """A family that attends to text together with its cached tokens, so its keys are alike."""
+
+    def published_text_keys(self, keys: Tensor) -> Tensor:
+        """Text keys [..., head_dim] in the original channel order."""
         ...

@@ -29,6 +29,8 @@ from qvg_engine.models.wan.files import (
     find_wan,
 )
 from qvg_engine.models.wan.network import WanNetwork
+from qvg_engine.models.worldplay.files import find_worldplay
+from qvg_engine.worldplay_model import load_worldplay
 
 EMBEDDED_MODEL = "pocket"
 
@@ -73,6 +75,9 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
             device=config.torch_device,
             dtype=config.torch_dtype,
         )
+    worldplay = find_worldplay(path)
+    if worldplay is not None:
+        return load_worldplay(worldplay, config, override)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     recipe = find_recipe(config.model) if headers_only else None
     if files is None and recipe is not None:

@@ -20,7 +20,8 @@ class LayerCache(msgspec.Struct, frozen=True, eq=False):
     All are [tokens, heads, head_dim] in the original channel order of the weights: `keys` after
     QK-norm and before RoPE (as they are stored), `rotated_keys` after RoPE at the tokens'
     positions (as Self-Forcing stores them), `values`; `text_keys` and `text_values` have one row
-    for each of the `text_len` text rows.
+    for each of the `text_len` text rows. `transformed` are keys and values as each read transform
+    turns them, where passes read under several.
     """
 
     keys: Tensor
@@ -28,6 +29,7 @@ class LayerCache(msgspec.Struct, frozen=True, eq=False):
     values: Tensor
     text_keys: Tensor
     text_values: Tensor
+    transformed: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class Trace(msgspec.Struct, frozen=True, eq=False):

@@ -19,12 +19,14 @@ from qvg_engine.kernels.paged_attention import (
     AttentionPass,
     DenseSegment,
     EightBitWorkspace,
+    IdentityTransform,
     PagedSegment,
     PageRuns,
     ReadTransform,
     Strategy,
     Workspace,
     batched_attention,
+    transforms_in,
 )
 from qvg_engine.text_pool import TextEntry
 
@@ -70,32 +72,29 @@ class StepAttention:
         self.failures: dict[int, str] = {}
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        pages = self._store.layer(layer)
-        output = self._attend(
-            queries,
-            [
-                AttentionPass(
-                    start=item.rows.start,
-                    stop=item.rows.stop,
-                    segments=(
-                        PagedSegment(pages, item.pages),
-                        DenseSegment(
-                            keys=keys[item.rows],
-                            values=values[item.rows],
-                            positions=item.positions,
-                        ),
-                    ),
-                    transform=item.transform,
-                    positions=item.positions,
-                )
-                for item in self._passes
-            ],
-        )
-        # After all passes have read: a commit writes over what refined its branch's newest pages.
-        for item in self._passes:
-            if item.commit is not None:
-                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
+        output = self._attend(queries, self._self_passes(layer, keys, values))
+        self._commit(layer, keys, values)
         return output
+
+    def self_attentions(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        with_text: bool = False,
+    ) -> tuple[Tensor, ...]:
+        counts = {len(transforms_in(item.transform)) for item in self._passes}
+        assert len(counts) == 1, f"passes of one network have {counts} transforms"
+        outputs = tuple(
+            self._attend(
+                queries, self._self_passes(layer, keys, values, read=read, with_text=with_text)
+            )
+            for read in range(counts.pop())
+        )
+        self._commit(layer, keys, values)
+        return outputs
 
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         texts = [
@@ -105,6 +104,34 @@ class StepAttention:
             for item in self._passes
         ]
         return self._attend(queries, texts)
+
+    def _self_passes(
+        self, layer: int, keys: Tensor, values: Tensor, *, read: int = 0, with_text: bool = False
+    ) -> list[AttentionPass]:
+        """What each pass attends to under its transform number `read`."""
+        pages = self._store.layer(layer)
+        return [
+            AttentionPass(
+                start=item.rows.start,
+                stop=item.rows.stop,
+                segments=(
+                    *((item.text.layers[layer],) if with_text else ()),
+                    PagedSegment(pages, item.pages),
+                    DenseSegment(
+                        keys=keys[item.rows], values=values[item.rows], positions=item.positions
+                    ),
+                ),
+                transform=transforms_in(item.transform)[read],
+                positions=item.positions,
+            )
+            for item in self._passes
+        ]
+
+    def _commit(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        # After all passes have read: a commit writes over what refined its branch's newest pages.
+        for item in self._passes:
+            if item.commit is not None:
+                self._write(layer, item.commit, keys[item.rows], values[item.rows], item.pages)
 
     def _attend(self, queries: Tensor, passes: Sequence[AttentionPass]) -> Tensor:
         return batched_attention(
@@ -117,7 +144,10 @@ class StepAttention:
 
     def _strategy(self, part: AttentionPass) -> Strategy:
         paged = (s for s in part.segments if isinstance(s, PagedSegment))
-        return self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
+        strategy = self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
+        # In the tiles of "fused" rows can be rotated, and nothing else.
+        rotated = part.transform.rope is not None or isinstance(part.transform, IdentityTransform)
+        return "workspace" if strategy == "fused" and not rotated else strategy
 
     def _write(
         self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns

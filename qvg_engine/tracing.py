@@ -9,8 +9,8 @@ from torch import Tensor
 
 from qvg_engine.block_manager.page_entries import PageEntries
 from qvg_engine.block_manager.page_store import PageStore
-from qvg_engine.kernels.paged_attention import PageRuns, Pages, decode
-from qvg_engine.models.family import ModelFamily
+from qvg_engine.kernels.paged_attention import PageRuns, Pages, TransformSet, decode
+from qvg_engine.models.family import JointTextFamily, ModelFamily
 from qvg_engine.output import LayerCache, Trace
 from qvg_engine.stream import Stream
 from qvg_engine.text_pool import TextEntry
@@ -53,14 +53,26 @@ def _layer_cache(
 ) -> LayerCache:
     pages = store.layer(layer)
     keys = _decoded(pages.keys, run)
-    rotated = stream.program.transform.keys(keys, positions)
+    values = _decoded(pages.values, run)
+    transform = stream.program.transform
+    rotated = transform.keys(keys, positions)
     text_keys, text_values = text.expanded(layer)
+    if isinstance(family, JointTextFamily):
+        text_keys = family.published_text_keys(text_keys)
+    parts = transform.parts if isinstance(transform, TransformSet) else ()
     return LayerCache(
         keys=family.published_keys(keys).cpu(),
         rotated_keys=family.published_keys(rotated).cpu(),
-        values=_decoded(pages.values, run).cpu(),
+        values=values.cpu(),
         text_keys=text_keys.cpu(),
         text_values=text_values.cpu(),
+        transformed=tuple(
+            (
+                family.published_keys(part.keys(keys, positions)).cpu(),
+                part.values(values, positions).cpu(),
+            )
+            for part in parts
+        ),
     )
 
 

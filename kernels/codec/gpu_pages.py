@@ -85,6 +85,22 @@ class Angles(NamedTuple):
     pairs: tuple[int, int, int]
 
 
+def plain_format(head_dim: int, page_size: int) -> Format:
+    """That of pages without codes: 0 bits."""
+    return Format(
+        head_dim=head_dim,
+        page_size=page_size,
+        bits=0,
+        trellis=False,
+        groups=1,
+        one_group=True,
+        stages=0,
+        widths=False,
+        refined_bits=0,
+        refined_groups=1,
+    )
+
+
 def has_whole_planes(pages: CodedPages) -> bool:
     """Whether kernels take these pages: codes fill 2**n bytes of a row, 8 at least."""
     size = pages.codes.shape[3]

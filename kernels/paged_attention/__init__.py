@@ -28,6 +28,7 @@ from qvg_engine.kernels.paged_attention.transform import (
     ReadTransform,
     RopeTransform,
 )
+from qvg_engine.kernels.paged_attention.transform_set import TransformSet, transforms_in
 from qvg_engine.kernels.paged_attention.workspace import Workspace
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "RopeTransform",
     "Segment",
     "Strategy",
+    "TransformSet",
     "Workspace",
     "batched_attention",
     "decode",
@@ -53,5 +55,6 @@ __all__ = [
     "paged_attention",
     "paged_attention_with_lse",
     "place",
+    "transforms_in",
     "value_dtype_for",
 ]

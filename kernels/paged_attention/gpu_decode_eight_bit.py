@@ -5,7 +5,7 @@ A program decodes a block of tokens of one page and head to a tile of fp32 in re
 that hold rows as they are give tiles of two planes, which are the halves of a row.
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import triton
@@ -20,6 +20,7 @@ from qvg_engine.kernels.codec.gpu_pages import (
     has_whole_planes,
     make_angles,
     page_tables,
+    plain_format,
     pointer_types,
     pointers,
     sample_pages,
@@ -28,7 +29,7 @@ from qvg_engine.kernels.codec.gpu_rows import locate, rotate_planes
 from qvg_engine.kernels.codec.gpu_tiles import read_tile, woven_channels
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import PRESETS
-from qvg_engine.kernels.device import ARCHITECTURES
+from qvg_engine.kernels.device import ARCHITECTURES, Architecture, device_of
 from qvg_engine.kernels.device_table import to_device
 from qvg_engine.kernels.gpu import Variant
 from qvg_engine.kernels.page_runs import PageRuns
@@ -47,12 +48,21 @@ from qvg_engine.kernels.rope.tables import default_pairs
 __all__ = ["bound_pages", "decode_keys", "decode_values", "supports", "variants"]
 
 _COLUMNS = tl.constexpr(NUM_COLUMNS)
-_KEY_BLOCK: Final = 32
-_VALUE_BLOCK: Final = 64
-"""Tokens of a program: of K 4096 numbers, of V transposed rows of 64 bytes."""
-_KEY_WARPS: Final = 8
-_VALUE_WARPS: Final = 16
-"""With half as many, K of four stages spills on sm_120 and V takes up to 254 registers a thread."""
+
+
+class _Tile(NamedTuple):
+    """Tokens and warps of a program."""
+
+    tokens: int
+    warps: int
+
+
+_KEY_TILE: Final = _Tile(32, 8)
+"""4096 numbers; with half as many warps, K of four stages spills on sm_120."""
+_VALUE_TILE: Final = _Tile(64, 16)
+"""Transposed rows of 64 bytes; with half as many warps up to 254 registers a thread."""
+_SMALL_VALUE_TILE: Final = _Tile(32, 8)
+"""For sm_89, where the larger spills in some formats."""
 _ALIGNMENTS: Final = (16, 8, 1)
 """What all places of tokens may be multiples of: so many codes of V are written at once."""
 
@@ -234,7 +244,7 @@ def decode_keys(
         return
     entries, tensors, page_format = _arguments(pages, runs, start)
     angles = make_angles(rope, runs.largest_position, pages.device)
-    blocks = -(-pages.page_size // _KEY_BLOCK)
+    blocks = -(-pages.page_size // _KEY_TILE.tokens)
     _decode_keys[(len(runs.page_id) * blocks, pages.num_heads)](
         entries,
         *tensors,
@@ -246,8 +256,8 @@ def decode_keys(
         workspace.max_tokens,
         F=page_format,
         R=angles.pairs,
-        BLOCK=_KEY_BLOCK,
-        num_warps=_KEY_WARPS,
+        BLOCK=_KEY_TILE.tokens,
+        num_warps=_KEY_TILE.warps,
     )
 
 
@@ -258,7 +268,8 @@ def decode_values(
     if not len(runs.page_id):
         return
     entries, tensors, page_format = _arguments(pages, runs, start)
-    blocks = -(-pages.page_size // _VALUE_BLOCK)
+    tile = _value_tile(device_of(pages.device).architecture)
+    blocks = -(-pages.page_size // tile.tokens)
     _decode_values[(len(runs.page_id) * blocks, pages.num_heads)](
         entries,
         *tensors,
@@ -267,11 +278,15 @@ def decode_values(
         pages.num_heads,
         workspace.max_tokens,
         F=page_format,
-        BLOCK=_VALUE_BLOCK,
+        BLOCK=tile.tokens,
         ALIGNMENT=alignment(runs, start),
         E4M3=workspace.has_e4m3,
-        num_warps=_VALUE_WARPS,
+        num_warps=tile.warps,
     )
+
+
+def _value_tile(architecture: Architecture) -> _Tile:
+    return _SMALL_VALUE_TILE if architecture == 89 else _VALUE_TILE
 
 
 def alignment(runs: PageRuns, start: int) -> int:
@@ -301,35 +316,45 @@ def _arguments(
     )
 
 
-def plain_format(head_dim: int, page_size: int) -> Format:
-    """That of pages without codes: 0 bits."""
-    return Format(
-        head_dim=head_dim,
-        page_size=page_size,
-        bits=0,
-        trellis=False,
-        groups=1,
-        one_group=True,
-        stages=0,
-        widths=False,
-        refined_bits=0,
-        refined_groups=1,
-    )
-
-
 def variants() -> tuple[Variant, ...]:
     """What is launched for the named formats and bf16: K rotated, V in E4M3 and in fp16."""
     found = []
     for name in (*PRESETS, "bf16"):
         for head_dim in (64, 128):
-            found.append(_variant(name, head_dim, "k"))
+            constants = {"R": default_pairs(head_dim), "BLOCK": _KEY_TILE.tokens}
+            found.append(_variant(name, head_dim, "k", constants, warps=_KEY_TILE.warps))
             # Places are multiples of 16 but where a chunk's last page is part full.
             for aligned in _ALIGNMENTS:
-                found += [_variant(name, head_dim, kind, aligned) for kind in ("v", "v-fp16")]
+                found += _value_variants(name, head_dim, aligned)
     return tuple(found)
 
 
-def _variant(name: str, head_dim: int, kind: str, aligned: int = 1) -> Variant:
+def _value_variants(name: str, head_dim: int, aligned: int) -> list[Variant]:
+    found = []
+    # Tiles of 89 are for 86 too, which has no E4M3.
+    for kind, architectures in (("v", ARCHITECTURES[1:]), ("v-fp16", ARCHITECTURES[:2])):
+        for tile in (_VALUE_TILE, _SMALL_VALUE_TILE):
+            variant = _variant(
+                name,
+                head_dim,
+                f"{kind}-{aligned}-t{tile.tokens}",
+                {"BLOCK": tile.tokens, "ALIGNMENT": aligned, "E4M3": kind == "v"},
+                warps=tile.warps,
+                architectures=tuple(a for a in architectures if _value_tile(a) == tile),
+            )
+            found.append(variant)
+    return found
+
+
+def _variant(
+    name: str,
+    head_dim: int,
+    kind: str,
+    constants: dict[str, Any],
+    *,
+    warps: int,
+    architectures: tuple[Architecture, ...] | None = None,
+) -> Variant:
     is_key = kind == "k"
     types, page_format = dict.fromkeys(POINTERS, "*bf16"), plain_format(head_dim, 64)
     if name in PRESETS:
@@ -342,19 +367,14 @@ def _variant(name: str, head_dim: int, kind: str, aligned: int = 1) -> Variant:
         **dict.fromkeys(("t_table", "h_table", "w_table"), "*fp32"),
         "keys": "*i8",
         "key_scales": "*fp32",
-        "values": "*u8" if kind == "v" else "*fp16",
+        "values": "*u8" if constants.get("E4M3") else "*fp16",
         "value_scales": "*fp32",
     }
-    constants: dict[str, Any] = {"F": page_format}
-    if is_key:
-        constants |= {"R": default_pairs(head_dim), "BLOCK": _KEY_BLOCK}
-    else:
-        constants |= {"BLOCK": _VALUE_BLOCK, "ALIGNMENT": aligned, "E4M3": kind == "v"}
+    constants = constants | {"F": page_format}
     numbers = dict.fromkeys(("num_heads", "max_tokens", "height", "width"), "i32")
     kinds = tensors | numbers | dict.fromkeys(constants, "constexpr")
-    e4m3 = tuple(a for a in ARCHITECTURES if a >= 89)
     return Variant(
-        name=f"decode-eight-bit-{name}-d{head_dim}-{kind}" + (f"-{aligned}" if not is_key else ""),
+        name=f"decode-eight-bit-{name}-d{head_dim}-{kind}",
         kernel=kernel,
         signature={argument: kinds[argument] for argument in kernel.arg_names},
         constants=constants,
@@ -363,7 +383,6 @@ def _variant(name: str, head_dim: int, kind: str, aligned: int = 1) -> Variant:
             *(a for a in kernel.arg_names if a in tensors and (a != "row_table" or name == "bf16")),
             "max_tokens",
         ),
-        num_warps=_KEY_WARPS if is_key else _VALUE_WARPS,
-        # Tiles of 89 are for 86 too, which has no E4M3.
-        architectures={"k": None, "v": e4m3, "v-fp16": (80, 89)}[kind],
+        num_warps=warps,
+        architectures=architectures,
     )

@@ -124,7 +124,7 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
         recipe, place = found[0]
         return _files(recipe.name, (place,), recipe, folder)
     for part in (folder / "transformer", folder):
-        shards = _network_shards(part)
+        shards = network_shards(part)
         if shards:
             return msgspec.structs.replace(
                 _files(folder.resolve().name, shards, None, folder),
@@ -133,7 +133,7 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
     return None
 
 
-def _network_shards(folder: Path) -> tuple[Path, ...]:
+def network_shards(folder: Path) -> tuple[Path, ...]:
     """The files of a network as diffusers saves it; none if there is none."""
     names = (f"{_NETWORK_STEM}.safetensors", f"{_NETWORK_STEM}.safetensors.index.json")
     if not any((folder / name).is_file() for name in names):

@@ -96,19 +96,24 @@ class Block(nn.Module):
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
 
         y = rows.modulate(self._norm(x), shift, scale)
-        attended = attention.self_attention(
-            layer,
-            self.self_attn.queries(y, splits),
-            self.self_attn.keys(y, splits),
-            self.self_attn.values(y, splits),
-        )
-        x = rows.add_gated(x, self.self_attn.output(attended, splits), gate)
+        x = rows.add_gated(x, self._attend(y, layer, attention, splits), gate)
 
         queries = self.cross_attn.queries(self.norm3(x), splits)
         x = x + self.cross_attn.output(attention.cross_attention(layer, queries), splits)
 
         y = rows.modulate(self._norm(x), ffn_shift, ffn_scale)
         return rows.add_gated(x, apply_split(self.ffn, y, splits), ffn_gate)
+
+    def _attend(
+        self, y: Tensor, layer: int, attention: Attention, splits: PassSplits | None
+    ) -> Tensor:
+        attended = attention.self_attention(
+            layer,
+            self.self_attn.queries(y, splits),
+            self.self_attn.keys(y, splits),
+            self.self_attn.values(y, splits),
+        )
+        return self.self_attn.output(attended, splits)
 
     def _norm(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x, (x.shape[-1],), eps=self.eps)

@@ -16,7 +16,7 @@ from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
 from qvg_engine.errors import ConfigError, StreamError
 from qvg_engine.kernels.paged_attention import IdentityTransform, ReadTransform, RopeTransform
-from qvg_engine.models.attention import Attention
+from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import ModelFamily, PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
@@ -117,7 +117,7 @@ class RecordingFamily:
         return self._program
 
     def forward(
-        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+        self, passes: Sequence[PassInputs], attention: EngineAttention, *, batch_invariant: bool
     ) -> list[Tensor]:
         assert self._program is not None, "no program was opened"
         gang = self._program.next_gang()
@@ -213,7 +213,7 @@ class _Recorder:
 
     def __init__(
         self,
-        attention: Attention,
+        attention: EngineAttention,
         rows: slice,
         into: dict[int, list[_Rows]],
         *,
@@ -227,11 +227,26 @@ class _Recorder:
         self._dtype = dtype
 
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if layer in self._into:
-            num_heads = keys.shape[1]
-            part = tuple(self._copy(x, num_heads) for x in (queries, keys, values))
-            self._into[layer].append(part)  # type: ignore[arg-type]
+        self._note(layer, queries, keys, values)
         return self._attention.self_attention(layer, queries, keys, values)
+
+    def self_attentions(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        with_text: bool = False,
+    ) -> tuple[Tensor, ...]:
+        self._note(layer, queries, keys, values)
+        return self._attention.self_attentions(layer, queries, keys, values, with_text=with_text)
+
+    def _note(self, layer: int, *rows: Tensor) -> None:
+        if layer in self._into:
+            num_heads = rows[1].shape[1]
+            part = tuple(self._copy(x, num_heads) for x in rows)
+            self._into[layer].append(part)  # type: ignore[arg-type]
 
     def _copy(self, x: Tensor, num_heads: int) -> Tensor:
         """The recorded rows of [tokens, heads, head_dim], where `num_heads` divides the heads."""

@@ -172,6 +172,11 @@ class _Silent:
     def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return queries
 
+    def self_attentions(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, with_text: bool = False
+    ) -> tuple[Tensor, ...]:
+        return (queries,)
+
     def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
         return queries
 

@@ -1,0 +1,167 @@
+"""WorldPlay-8B as the engine sees it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qvg_engine.block_manager.format import CacheGeometry
+from qvg_engine.kernels.device_table import send
+from qvg_engine.kernels.rope import RopeTables
+from qvg_engine.models.attention import EngineAttention
+from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.wan.rows import PassSplits
+from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
+from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
+from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
+from qvg_engine.models.worldplay.hunyuan_states import pack_states, unpack_states
+from qvg_engine.models.worldplay.passes import WorldPlayPass
+from qvg_engine.models.worldplay.settings import WorldPlaySettings
+
+MEMORY_FRAMES = 20
+TEXT_LEN = 1000
+DISTILLED_TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
+GUIDED_STEPS, GUIDANCE_SCALE = 50, 6.0
+
+
+def hunyuan_settings(
+    latent_shape: tuple[int, int, int] = (32, 30, 52), *, distilled: bool = True
+) -> WorldPlaySettings:
+    """The published rollout of the 8B, at 832x480 unless another latent size is given.
+
+    Distilled weights take 4 steps, the others 50 with guidance.
+    """
+    steps = tuple(1000.0 * (GUIDED_STEPS - i) / GUIDED_STEPS for i in range(GUIDED_STEPS))
+    return WorldPlaySettings(
+        latent_shape=latent_shape,
+        window_frames=MEMORY_FRAMES + 4,
+        sink_frames=4,
+        timesteps=DISTILLED_TIMESTEPS if distilled else steps,
+        warp_timesteps=True,
+        shift=5.0,
+        text_len=TEXT_LEN,
+        guidance_scale=1.0 if distilled else GUIDANCE_SCALE,
+    )
+
+
+class WorldPlayHunyuanFamily(WorldPlayFamily):
+    """The 8B: text joins the attention of the video, the first image comes as channels."""
+
+    def __init__(
+        self,
+        network: HunyuanNetwork,
+        settings: WorldPlaySettings,
+        *,
+        name: str = "worldplay-8b",
+        codec: VideoCodec | None = None,
+        prompt_encoder: PromptEncoder | None = None,
+    ) -> None:
+        """Raises `ConfigError` if the settings do not suit the network."""
+        self.network = network
+        config, weight = network.config, network.final_layer.linear.weight
+        super().__init__(
+            settings,
+            name=name,
+            latent_channels=config.latent_channels,
+            tables=RopeTables(
+                head_dim=config.head_dim,
+                base=config.rope_theta,
+                pairs=config.rope_pairs,
+                device=weight.device,
+            ),
+            weight=weight,
+            codec=codec,
+            prompt_encoder=prompt_encoder,
+        )
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        config = self.network.config
+        return CacheGeometry(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
+
+    @property
+    def text_dim(self) -> int:
+        return self.network.config.text_dim
+
+    def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def published_text_keys(self, keys: Tensor) -> Tensor:
+        """Text keys [..., head_dim] in the original channel order."""
+        return self.published_keys(keys)
+
+    @torch.no_grad()
+    def forward(
+        self, passes: Sequence[PassInputs], attention: EngineAttention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        own = [item for item in passes if isinstance(item, WorldPlayPass)]
+        assert len(own) == len(passes), "passes of another family"
+        samples = [item.latents.permute(0, 2, 3, 1).flatten(0, 2) for item in own]
+        num_tokens = tuple(len(part) for part in samples)
+        num_frames = tuple(len(item.latents) for item in own)
+        frames = FrameNumbers.of(own, num_tokens, self.device)
+        flow = self.network(
+            torch.cat(samples),
+            frames.timesteps,
+            frames.labels,
+            frames.tokens_per_frame,
+            attention,
+            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+        )
+        flows = []
+        for part, item in zip(flow.split(num_tokens), own, strict=True):
+            height, width = item.latents.shape[2:]
+            flows.append(part.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2))
+        return flows
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """K and V in every block of a text, its rows packed by `pack_states`."""
+        language, glyphs, image = (
+            None if states is None else send(states, self.device, self.dtype)
+            for states in unpack_states(self.network.config, rows)
+        )
+        assert language is not None
+        return self.network.text_keys_values(self.network.text_tokens(language, glyphs, image))
+
+    def _texts(
+        self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None
+    ) -> tuple[tuple[TextRows, ...], int]:
+        config = self.network.config
+        for name, width in (
+            ("glyph_embeds", config.glyph_dim),
+            ("negative_glyph_embeds", config.glyph_dim),
+            ("image_embeds", config.image_dim),
+        ):
+            if getattr(given, name) is not None:
+                check_rows(name, getattr(given, name), width)
+        texts = [self._packed(inputs.text.rows, given.glyph_embeds, given)]
+        longest = len(texts[0].rows) - len(inputs.text.rows) + self.settings.text_len
+        if negative is not None:
+            texts.append(self._packed(negative, given.negative_glyph_embeds, given))
+            longest += len(texts[1].rows)
+        return tuple(texts), longest
+
+    def _retext(self, text: TextRows, given: WorldPlayConditions) -> TextRows:
+        # Glyphs are of words that the old prompt quoted.
+        return self._packed(text.rows, None, given)
+
+    def _packed(
+        self, language: Tensor, glyphs: Tensor | None, given: WorldPlayConditions
+    ) -> TextRows:
+        """The text of a branch; no padding, so nothing is masked."""
+        rows = pack_states(self.network.config, language, glyphs, given.image_embeds)
+        return TextRows(rows, len(rows))
+
+    def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:
+        """The image's latents and a mask of ones, or zeros without an image, [C + 1, h, w]."""
+        channels, height, width = inputs.latent_shape
+        condition = torch.zeros(channels + 1, height, width, device=self.device)
+        if image is not None:
+            condition[:-1], condition[-1] = image, 1
+        return condition

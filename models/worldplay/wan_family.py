@@ -1,0 +1,128 @@
+"""WorldPlay-5B as the engine sees it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qvg_engine.block_manager.format import CacheGeometry
+from qvg_engine.errors import RequestError
+from qvg_engine.kernels.device_table import send
+from qvg_engine.kernels.rope import RopeTables
+from qvg_engine.models.attention import EngineAttention
+from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.wan.rows import PassSplits
+from qvg_engine.models.worldplay.conditions import WorldPlayConditions
+from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
+from qvg_engine.models.worldplay.passes import WorldPlayPass
+from qvg_engine.models.worldplay.settings import WorldPlaySettings
+from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
+
+# The published steps of the 5B: 1000, 750, 500 and 250 warped by a shift of 8, rounded.
+TIMESTEPS = (1000.0, 960.0, 888.8889, 727.2728)
+MEMORY_FRAMES = 16
+
+
+def wan_settings(latent_shape: tuple[int, int, int] = (48, 44, 80)) -> WorldPlaySettings:
+    """The published rollout of the 5B, at 1280x704 unless another latent size is given."""
+    return WorldPlaySettings(
+        latent_shape=latent_shape,
+        window_frames=MEMORY_FRAMES + 4,
+        timesteps=TIMESTEPS,
+        warp_timesteps=False,
+        keeps_image=True,
+    )
+
+
+class WorldPlayWanFamily(WorldPlayFamily):
+    """The 5B: text by cross-attention, the first latent frame kept clean."""
+
+    def __init__(
+        self,
+        network: CameraWanNetwork,
+        settings: WorldPlaySettings,
+        *,
+        name: str = "worldplay-5b",
+        codec: VideoCodec | None = None,
+        prompt_encoder: PromptEncoder | None = None,
+    ) -> None:
+        """Raises `ConfigError` if the settings do not suit the network."""
+        self.network = network
+        weight = network.head.modulation
+        super().__init__(
+            settings,
+            name=name,
+            latent_channels=network.config.in_dim,
+            tables=RopeTables(head_dim=network.config.head_dim, device=weight.device),
+            weight=weight,
+            codec=codec,
+            prompt_encoder=prompt_encoder,
+        )
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        config = self.network.config
+        return CacheGeometry(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
+
+    @property
+    def text_dim(self) -> int:
+        return self.network.config.text_dim
+
+    def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
+        _, p, q = self.network.config.patch_size
+        if height % p or width % q:
+            raise RequestError(
+                f"a latent frame of {height}x{width} does not divide into patches of {p}x{q}: "
+                "give multiples of the patch size"
+            )
+        return height // p, width // q
+
+    @torch.no_grad()
+    def forward(
+        self, passes: Sequence[PassInputs], attention: EngineAttention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        own = [item for item in passes if isinstance(item, WorldPlayPass)]
+        assert len(own) == len(passes), "passes of another family"
+        patches = [self.network.patchify(item.latents) for item in own]
+        num_tokens = tuple(len(part) for part in patches)
+        num_frames = tuple(len(item.latents) for item in own)
+        frames = FrameNumbers.of(own, num_tokens, self.device)
+        flow = self.network.forward_actions(
+            torch.cat(patches),
+            frames.timesteps,
+            frames.labels,
+            frames.tokens_per_frame,
+            attention,
+            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+        )
+        return [
+            self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
+            for part, item in zip(flow.split(num_tokens), own, strict=True)
+        ]
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cross-attention K and V of text rows [L, text_dim]."""
+        return self.network.text_keys_values(send(rows, self.device, self.dtype))
+
+    def _texts(
+        self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None
+    ) -> tuple[tuple[TextRows, ...], int]:
+        for name in ("glyph_embeds", "negative_glyph_embeds", "image_embeds"):
+            if getattr(given, name) is not None:
+                raise RequestError(f"conditions have {name}: the 5B takes none")
+        texts = [inputs.text]
+        if negative is not None:
+            texts.append(TextRows(negative.detach(), inputs.text.padded_len))
+        return tuple(texts), len(texts) * inputs.text.padded_len
+
+    def _retext(self, text: TextRows, given: WorldPlayConditions) -> TextRows:
+        return text
+
+    def _condition(self, image: Tensor | None, inputs: StreamInputs) -> Tensor | None:
+        return None
