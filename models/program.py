@@ -79,10 +79,15 @@ class PassRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CleanChunk(msgspec.Struct, frozen=True):
-    """A chunk that is done: `latents` [F, C, h, w]."""
+    """A chunk that is done: `latents` [F, C, h, w].
+
+    With `decode_after` [F', C, h, w] the decoder starts anew, with these latents first, whose
+    frames are not given out.
+    """
 
     chunk_index: int
     latents: Tensor
+    decode_after: Tensor | None = None
 
 
 class Eviction(msgspec.Struct, frozen=True):

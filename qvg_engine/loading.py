@@ -45,6 +45,7 @@ _ROLLOUT_FIELDS = (
     "commit_timestep",
     "text_len",
     "positions",
+    "overlap_frames",
 )
 
 
@@ -189,6 +190,7 @@ def override(defaults: RolloutSettings, config: EngineConfig) -> RolloutSettings
         for name, value in given.items()
         if value is not None
     }
-    if config.window_frames is not msgspec.UNSET:
-        given["window_frames"] = config.window_frames
+    for name in ("window_frames", "rollout_frames"):
+        if getattr(config, name) is not msgspec.UNSET:
+            given[name] = getattr(config, name)
     return msgspec.structs.replace(defaults, **given)

@@ -76,8 +76,12 @@ class Stream:
         if not self.wants_video:
             latents = chunk.latents.float().cpu()
             return VideoOutput(request_id=self.request_id, chunk_index=index, latents=latents)
-        context = self.request.context_latents
-        if not self._num_frames_sent and context is not None and len(context):
+        context = chunk.decode_after
+        if context is not None:
+            slots.restart(self.request_id)
+        elif not self._num_frames_sent:
+            context = self.request.context_latents
+        if context is not None and len(context):
             # The decoder has to have seen what the video continues from.
             slots.decode(self.request_id, context.to(chunk.latents))
         frames = slots.decode(self.request_id, chunk.latents)

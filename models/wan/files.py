@@ -48,12 +48,17 @@ LONGLIVE = WanRecipe(
 CAUSVID = WanRecipe(
     name="causvid",
     files=("autoregressive_checkpoint/model.pt",),
-    rollout={"timesteps": (1000.0, 757.0, 522.0), "warp_timesteps": False, "shift": 8.0},
+    rollout={
+        "timesteps": (1000.0, 757.0, 522.0),
+        "warp_timesteps": False,
+        "shift": 8.0,
+        "rollout_frames": 21,
+    },
 )
 CAUSVID_WARPED = WanRecipe(
     name="causvid-warp",
     files=("autoregressive_checkpoint_warp_4step_cfg2/model.pt",),
-    rollout={"shift": 8.0},
+    rollout={"shift": 8.0, "rollout_frames": 21},
 )
 PUBLISHED_SIZE = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 PUBLISHED = (SELF_FORCING, LONGLIVE, CAUSVID, CAUSVID_WARPED)
