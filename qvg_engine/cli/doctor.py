@@ -6,6 +6,7 @@ import typer
 
 from qvg_engine.cli.examine import examine
 from qvg_engine.cli.options import (
+    DecoderSlots,
     Device,
     Dtype,
     KvFormat,
@@ -43,6 +44,7 @@ def doctor(
     text_encoder: TextEncoder = None,
     tokenizer: Tokenizer = None,
     offload: Offload = False,
+    decoder_slots: DecoderSlots = None,
     dtype: Dtype = None,
     device: Device = "auto",
 ) -> None:
@@ -57,6 +59,7 @@ def doctor(
         max_streams=streams,
         kv_memory=kv_memory,
         device=device,
+        decoder_slots=decoder_slots,
         parts=ModelParts(
             vae=vae,
             text_encoder=text_encoder,

@@ -7,6 +7,7 @@ import typer
 
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
+    DecoderSlots,
     Device,
     Dtype,
     KvFormat,
@@ -79,6 +80,7 @@ def generate(
     tokenizer: Tokenizer = None,
     lora: Lora = None,
     offload: Offload = False,
+    decoder_slots: DecoderSlots = None,
     dtype: Dtype = None,
     device: Device = "auto",
     batch_invariant: Annotated[
@@ -112,6 +114,7 @@ def generate(
             kv_memory=kv_memory,
             device=device,
             batch_invariant=batch_invariant,
+            decoder_slots=decoder_slots,
             parts=ModelParts(
                 vae=vae,
                 text_encoder=text_encoder,

@@ -11,6 +11,7 @@ import typer
 from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
 
 ALLOCATION_SUFFIX = ".json"
@@ -62,6 +63,13 @@ Offload = Annotated[
         help="Keep weights in host memory; network, VAE and text encoder take turns on the GPU.",
     ),
 ]
+DecoderSlots = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Videos whose decoder state is on the GPU; that of others waits in host memory.",
+    ),
+]
 
 
 class ModelParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +91,7 @@ def engine_settings(
     kv_memory: str | None,
     device: str,
     batch_invariant: bool = False,
+    decoder_slots: int | None = None,
     parts: ModelParts = ModelParts(),  # noqa: B008 - it is frozen
 ) -> dict[str, Any]:
     """The fields of EngineConfig that were given.
@@ -96,6 +105,8 @@ def engine_settings(
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
         "batch_invariant": batch_invariant,
+        "decoder_slots": decoder_slots,
+        "spilled_decoders": _spilled(max_streams, decoder_slots),
         **msgspec.structs.asdict(parts),
         "dtype": parts.dtype or _default_dtype(model, device),
     }
@@ -110,6 +121,13 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     if match is None:
         raise ConfigError(f"--size is {size!r}: give width and height in pixels, such as 832x480")
     return int(match[1]), int(match[2])
+
+
+def _spilled(max_streams: int | None, decoder_slots: int | None) -> int | None:
+    """Streams beyond the decoder slots, which shall not keep any stream from running."""
+    if decoder_slots is None:
+        return None
+    return max(0, (max_streams or EngineConfig().max_streams) - decoder_slots)
 
 
 def _default_dtype(model: str, device: str) -> str | None:
