@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from msgspec import UNSET
 
 from qvg_engine.config import EngineConfig
@@ -14,23 +15,26 @@ from qvg_engine.models.longcat.family import (
     TEXT_LEN,
     LongCatFamily,
 )
+from qvg_engine.models.turns import Turns
 
 _Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
 
 _OTHER_FAMILIES = ("sink_frames", "timesteps", "warp_timesteps", "positions", "num_heads")
+_UNSET_FIELDS = ("window_frames", "rollout_frames")
 
 
-def load_longcat(config: EngineConfig) -> LongCatFamily:
-    """Load the folder that the settings name.
+def load_longcat(
+    config: EngineConfig, *, device: torch.device, turns: Turns | None = None
+) -> LongCatFamily:
+    """Load the network of the folder that the settings name to `device`, or for `turns`.
 
     `frames_per_chunk` counts the new latent frames of a segment. A `lora` is taken for the one of
     the distilled schedule, which is the default then. Raises `CheckpointError` for
     weights that cannot be used, and `ConfigError` for settings that this family does not have.
     """
     given = [name for name in _OTHER_FAMILIES if getattr(config, name) is not None]
-    if config.window_frames is not UNSET:
-        given.append("window_frames")
+    given += [name for name in _UNSET_FIELDS if getattr(config, name) is not UNSET]
     if given:
         raise ConfigError(
             f"{given[0]} is {getattr(config, given[0])!r}: LongCat-Video does not have it; its "
@@ -40,11 +44,13 @@ def load_longcat(config: EngineConfig) -> LongCatFamily:
     shift = _or(config.shift, read_shift(path))
     network = load_longcat_network(
         path,
-        device=config.torch_device,
+        device=device,
         dtype=config.torch_dtype,
         lora=None if config.lora is None else Path(config.lora),
         lora_alpha=config.lora_alpha,
     )
+    if turns is not None:
+        turns.add(network)
     return LongCatFamily(
         network,
         name=path.resolve().name,
@@ -54,6 +60,7 @@ def load_longcat(config: EngineConfig) -> LongCatFamily:
         commit_timestep=_or(config.commit_timestep, 0.0),
         text_len=_or(config.text_len, TEXT_LEN),
         distilled=config.lora is not None,
+        turns=turns,
     )
 
 

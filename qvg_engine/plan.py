@@ -56,7 +56,7 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
     settings, geometry = family.settings, family.geometry
     by_resource = [
         num_pages // pages if pages else config.max_streams,
-        config.num_decoder_slots,
+        config.num_decoders,
         config.max_text_rows // rows,
         config.max_streams,
     ]

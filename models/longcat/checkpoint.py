@@ -17,6 +17,7 @@ from qvg_engine.models.longcat.network import LongCatNetwork
 from qvg_engine.models.wan.checkpoint import check_keys
 from qvg_engine.models.weights import Weights
 
+FRAMES_PER_SECOND = 15
 CONFIG_NAME = "config.json"
 NETWORK_FOLDER = "dit"
 SCHEDULER_CONFIG = Path("scheduler") / "scheduler_config.json"
@@ -86,8 +87,7 @@ def read_shift(path: Path) -> float | None:
 
     Raises `CheckpointError` for a scheduler that is not the published kind.
     """
-    root = path if (path / NETWORK_FOLDER).is_dir() else path.parent
-    file = root / SCHEDULER_CONFIG
+    file = model_folder(path) / SCHEDULER_CONFIG
     if not file.is_file():
         return None
     content = _read_json(file)
@@ -99,6 +99,11 @@ def read_shift(path: Path) -> float | None:
             f"{file}: the levels must be of {_TRAINED_STEPS} steps, and not shifted dynamically"
         )
     return float(shift)
+
+
+def model_folder(path: Path) -> Path:
+    """The folder that `dit/` lies in, whether it or `dit/` is given."""
+    return path if (path / NETWORK_FOLDER).is_dir() else path.parent
 
 
 def _network_folder(path: Path) -> Path:

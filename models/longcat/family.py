@@ -29,6 +29,7 @@ from qvg_engine.models.longcat.segments import Segment, split_segments
 from qvg_engine.models.longcat.text import attended_text
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.rows import PassSplits
 
 PUBLISHED_LATENT_SIZE = (60, 104)
@@ -48,6 +49,8 @@ class LongCatFamily:
     """A LongCat-Video network, with a VAE and a prompt encoder where they are there."""
 
     conditions_type: type[msgspec.Struct] = LongCatConditions
+    context_frames = CONDITION_FRAMES
+    """Latent frames of context that videos start from unless a request says otherwise."""
 
     def __init__(
         self,
@@ -62,11 +65,13 @@ class LongCatFamily:
         distilled: bool = False,
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """`latent_shape` and `segment_frames` are of requests that say nothing else.
 
         `distilled` says that the LoRA of the few-step schedule is in the weights, and makes that
-        schedule the default. Raises `ConfigError` if the settings do not suit the network.
+        schedule the default. With `turns`, to which it was added, the network is on the device
+        while it is used. Raises `ConfigError` if the settings do not suit the network.
         """
         config = network.config
         published = (config.in_channels, *PUBLISHED_LATENT_SIZE)
@@ -99,7 +104,8 @@ class LongCatFamily:
             commit_timestep=commit_timestep,
             text_len=text_len,
         )
-        self._tables = RopeTables(head_dim=config.head_dim, device=network.device)
+        self._turns = turns
+        self._tables = RopeTables(head_dim=config.head_dim, device=self._device)
         rows, columns = self.tokens_in_frame(height, width)
         self.tokens_per_frame = rows * columns
         self._encoded = lru_cache(maxsize=16)(self._encode)
@@ -114,6 +120,23 @@ class LongCatFamily:
     @property
     def text_dim(self) -> int:
         return self.network.config.caption_channels
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.device if self._turns is None else self._turns.device
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """An estimate of what a step of so many tokens computes with, at its widest."""
+        config = self.network.config
+        itemsize = self.network.dtype.itemsize
+        # Beside q, k, v and what attention makes of them: x, in fp32 where it is modulated.
+        in_attention = 6 * itemsize + 3 * 4
+        in_ffn = 2 * itemsize + 3 * 4
+        hidden = max(
+            in_attention * config.hidden_size,
+            in_ffn * config.hidden_size + 3 * itemsize * config.ffn_dim,
+        )
+        return num_tokens * hidden
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
@@ -141,13 +164,27 @@ class LongCatFamily:
             transform=RopeTransform(RopeGrid(self._tables, rows, columns)),
             tokens_per_frame=rows * columns,
             page_size=page_size,
-            device=self.network.device,
+            device=self._device,
             dtype=self.network.dtype,
             attended=self._attended,
         )
 
     @torch.no_grad()
     def forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        with turn(self._turns, self.network):
+            return self._forward(passes, attention, batch_invariant=batch_invariant)
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with turn(self._turns, self.network):
+            return self.network.text_keys_values(rows)
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        return to_interleaved(keys)
+
+    def _forward(
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
@@ -172,13 +209,6 @@ class LongCatFamily:
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
             for part, item in zip(flow.split(num_tokens), passes, strict=True)
         ]
-
-    @torch.no_grad()
-    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return self.network.text_keys_values(rows)
-
-    def published_keys(self, keys: Tensor) -> Tensor:
-        return to_interleaved(keys)
 
     def _rollout(self, inputs: StreamInputs, conditions: LongCatConditions) -> Rollout:
         name = conditions.schedule or ("distilled" if self.distilled else "standard")
@@ -253,6 +283,9 @@ class LongCatFamily:
 
     def _encode(self, prompt: str) -> Tensor:
         assert self.prompt_encoder is not None
+        if self.network.device.type == "meta":
+            # A plan reads nothing but the size.
+            return torch.zeros(1, self.text_dim)
         return self.prompt_encoder.encode(prompt)[0]
 
     def _attended(

@@ -6,13 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qvg_engine.models.family import VideoCodec
+from qvg_engine.models.family import DecoderState, VideoCodec
 from qvg_engine.models.longcat.program import Reencode
 
 
 @runtime_checkable
-class EncodingCodec(VideoCodec, Protocol):
+class EncodingCodec(Protocol):
     """A video VAE that encodes, too."""
+
+    def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """As that of `VideoCodec`."""
+        ...
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Pixel frames of the first `latent_frames` >= 1 of a video."""

@@ -1,6 +1,7 @@
 """The causal Wan family as the engine sees it: a network, its rollout settings, its codecs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -16,8 +17,10 @@ from qvg_engine.models.attention import Attention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.wan.program import WanProgram
+from qvg_engine.models.wan.rollouts import RolloutProgram
 from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.wan.sampler import FewStepSampler
 
@@ -39,8 +42,12 @@ class WanFamily:
         name: str = "wan",
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """Raises `ConfigError` if the settings do not suit the network."""
+        """With `turns`, to which it was added, the network is on the device while it is used.
+
+        Raises `ConfigError` if the settings do not suit the network.
+        """
         if settings.latent_shape[0] != network.config.in_dim:
             raise ConfigError(
                 f"latent_shape is {settings.latent_shape}: the network takes "
@@ -51,6 +58,7 @@ class WanFamily:
         self.settings = settings
         self.codec = codec
         self.prompt_encoder = prompt_encoder
+        self._turns = turns
         self.sampler = FewStepSampler(
             settings.timesteps,
             shift=settings.shift,
@@ -76,7 +84,16 @@ class WanFamily:
 
     @property
     def _device(self) -> torch.device:
+        if self._turns is not None:
+            return self._turns.device
         return self.network.head.modulation.device
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """An estimate of what a step of so many tokens computes with, at its widest."""
+        config = self.network.config
+        in_attention, in_ffn = 9 * config.dim, 3 * config.dim + 2 * config.ffn_dim
+        itemsize = self.network.head.modulation.element_size()
+        return num_tokens * max(in_attention, in_ffn) * itemsize
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
@@ -96,7 +113,10 @@ class WanFamily:
                 f"{self.network.config.in_dim}"
             )
         rows, columns = self.tokens_in_frame(height, width)
-        return WanProgram(
+        make: Callable[..., WanProgram] = WanProgram
+        if self.settings.rollout_frames is not None:
+            make = partial(RolloutProgram, codec=self.codec)
+        return make(
             inputs,
             settings=self.settings,
             sampler=self.sampler,
@@ -109,6 +129,21 @@ class WanFamily:
 
     @torch.no_grad()
     def forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
+        with turn(self._turns, self.network):
+            return self._forward(passes, attention, batch_invariant=batch_invariant)
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with turn(self._turns, self.network):
+            weight = self.network.head.modulation
+            return self.network.text_keys_values(send(rows, weight.device, weight.dtype))
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        return to_interleaved(keys)
+
+    def _forward(
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
@@ -131,11 +166,3 @@ class WanFamily:
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
             for part, item in zip(flow.split(num_tokens), passes, strict=True)
         ]
-
-    @torch.no_grad()
-    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        weight = self.network.head.modulation
-        return self.network.text_keys_values(send(rows, weight.device, weight.dtype))
-
-    def published_keys(self, keys: Tensor) -> Tensor:
-        return to_interleaved(keys)

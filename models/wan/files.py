@@ -4,14 +4,15 @@ The authors' file names say which training a network went through, and with it i
 window; a network under another name is rolled out as Self-Forcing is.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from qvg_engine.errors import CheckpointError, ConfigError
+from qvg_engine.models.shards import read_json, safetensors_in
+from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES
+from qvg_engine.models.wan.config import WanConfig
 
 LATENT_SIZE = (60, 104)
 """Latent samples of the 832x480 pixels that the published networks are trained on."""
@@ -22,13 +23,15 @@ LORA_NAME = "lora.pt"
 class WanRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """A published model: the fields of `RolloutSettings` that it sets, and its files.
 
-    `files` are paths within its repository; a file may also lie in the folder itself.
+    `files` are paths within its repository; a file may also lie in the folder itself. `names` are
+    those under which a file keeps the network, the one that its authors sample from first.
     """
 
     name: str
     files: tuple[str, ...]
     rollout: dict[str, Any] = {}
     needs_lora: bool = False
+    names: tuple[str, ...] = STATE_DICT_NAMES
 
 
 SELF_FORCING = WanRecipe(
@@ -44,17 +47,25 @@ LONGLIVE = WanRecipe(
     files=("models/longlive_base.pt",),
     rollout={"window_frames": 12, "sink_frames": 3},
     needs_lora=True,
+    # The LoRA was trained on, and is merged into, the network itself and not its average.
+    names=("generator", "model", "generator_ema"),
 )
 CAUSVID = WanRecipe(
     name="causvid",
     files=("autoregressive_checkpoint/model.pt",),
-    rollout={"timesteps": (1000.0, 757.0, 522.0), "warp_timesteps": False, "shift": 8.0},
+    rollout={
+        "timesteps": (1000.0, 757.0, 522.0),
+        "warp_timesteps": False,
+        "shift": 8.0,
+        "rollout_frames": 21,
+    },
 )
 CAUSVID_WARPED = WanRecipe(
     name="causvid-warp",
     files=("autoregressive_checkpoint_warp_4step_cfg2/model.pt",),
-    rollout={"shift": 8.0},
+    rollout={"shift": 8.0, "rollout_frames": 21},
 )
+PUBLISHED_SIZE = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 PUBLISHED = (SELF_FORCING, LONGLIVE, CAUSVID, CAUSVID_WARPED)
 
 _NETWORK_STEM = "diffusion_pytorch_model"
@@ -103,6 +114,11 @@ def find_wan(path: Path, *, lora: Path | None = None) -> WanFiles | None:
     return msgspec.structs.replace(files, lora=lora)
 
 
+def find_recipe(name: str) -> WanRecipe | None:
+    """The published model of this name."""
+    return next((recipe for recipe in PUBLISHED if recipe.name == name), None)
+
+
 def _find_in_folder(folder: Path) -> WanFiles | None:
     found: list[tuple[WanRecipe, Path]] = []
     for recipe in PUBLISHED:
@@ -128,15 +144,11 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
 
 
 def network_shards(folder: Path) -> tuple[Path, ...]:
-    """The files of a network as diffusers saves it: one, or those that its index lists."""
-    whole = folder / f"{_NETWORK_STEM}.safetensors"
-    if whole.is_file():
-        return (whole,)
-    index = folder / f"{_NETWORK_STEM}.safetensors.index.json"
-    if not index.is_file():
+    """The files of a network as diffusers saves it; none if there is none."""
+    names = (f"{_NETWORK_STEM}.safetensors", f"{_NETWORK_STEM}.safetensors.index.json")
+    if not any((folder / name).is_file() for name in names):
         return ()
-    names = _read_json(index, lambda content: sorted(set(content["weight_map"].values())))
-    return tuple(folder / name for name in names)
+    return tuple(safetensors_in(folder, _NETWORK_STEM))
 
 
 def _is_published(path: Path, recipe: WanRecipe) -> bool:
@@ -167,14 +179,6 @@ def _heads_in(config: Path) -> int | None:
     """Attention heads as diffusers' or Wan's config.json says them."""
     if not config.is_file():
         return None
-    heads = _read_json(
-        config, lambda content: content.get("num_attention_heads") or content.get("num_heads")
-    )
+    content = read_json(config)
+    heads = content.get("num_attention_heads") or content.get("num_heads")
     return heads if isinstance(heads, int) and heads > 0 else None
-
-
-def _read_json(path: Path, pick: Callable[[Any], Any]) -> Any:
-    try:
-        return pick(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error

@@ -8,15 +8,24 @@ import typer
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
     AttentionBackend,
+    DecoderSlots,
     Device,
     Dtype,
     KvFormat,
     KvMemory,
+    Lora,
     MaxStreams,
     Model,
+    ModelParts,
     NumFrames,
+    Offload,
     Seconds,
+    Size,
+    TextEncoder,
+    Tokenizer,
+    Vae,
     engine_settings,
+    parse_size,
 )
 from qvg_engine.cli.prompts import gather_prompts
 from qvg_engine.cli.settings import GenerateSettings
@@ -62,6 +71,17 @@ def generate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
+    size: Size = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="An image, or a video whose end the new videos go on from."),
+    ] = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    tokenizer: Tokenizer = None,
+    lora: Lora = None,
+    offload: Offload = False,
+    decoder_slots: DecoderSlots = None,
     device: Device = "auto",
     dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
@@ -87,6 +107,8 @@ def generate(
         scale=scale,
         json_path=json_path,
         kv_bits=kv_bits,
+        size=parse_size(size),
+        start_path=start_from,
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,
@@ -96,6 +118,14 @@ def generate(
             dtype=dtype,
             attention_backend=attention_backend,
             batch_invariant=batch_invariant,
+            decoder_slots=decoder_slots,
+            parts=ModelParts(
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                lora=lora,
+                offload=offload,
+            ),
         ),
     )
     raise typer.Exit(make_videos(settings))
