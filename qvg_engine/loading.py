@@ -78,7 +78,7 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
         )
     worldplay = find_worldplay(path)
     if worldplay is not None:
-        return load_worldplay(worldplay, config, override)
+        return load_worldplay(worldplay, config, override, headers_only=headers_only)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     recipe = find_recipe(config.model) if headers_only else None
     if files is None and recipe is not None:

@@ -21,10 +21,9 @@ from qvg_engine.models.family import ModelFamily, PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.quality.capture import Capture, CaptureInfo, LayerCapture
+from qvg_engine.quality.recording_attention import RecordingAttention, Rows
 from qvg_engine.request import VideoRequest
 from qvg_engine.scheduler.unit import Gang, PassKind
-
-_Rows = tuple[Tensor, Tensor, Tensor]
 
 
 class RecordingFamily:
@@ -59,10 +58,10 @@ class RecordingFamily:
         self._dtype = dtype
         self._branch = branch
         self._program: Program | None = None
-        self._rows: dict[int, list[_Rows]] = {layer: [] for layer in self._layers}
+        self._rows: dict[int, list[Rows]] = {layer: [] for layer in self._layers}
         self._chunk_tokens: list[int] = []
         self._keeps_denoising = denoising
-        self._denoising: list[dict[int, list[_Rows]]] = []
+        self._denoising: list[dict[int, list[Rows]]] = []
         self._step = 0
         self._transform: ReadTransform = IdentityTransform()
 
@@ -127,7 +126,9 @@ class RecordingFamily:
         if rows is None and self._keeps_denoising:
             rows, into = self._denoised_rows(gang)
         if rows is not None:
-            attention = _Recorder(attention, rows, into, heads=self._heads, dtype=self._dtype)
+            attention = RecordingAttention(
+                attention, rows, into, heads=self._heads, dtype=self._dtype
+            )
         return self._family.forward(passes, attention, batch_invariant=batch_invariant)
 
     def capture(self, *, prompt: str, seed: int) -> Capture:
@@ -153,7 +154,7 @@ class RecordingFamily:
             assert len(layer.queries) == num_tokens, "a chunk was begun and not committed"
         return tuple(captures)
 
-    def _capture(self, rows: dict[int, list[_Rows]], *, prompt: str, seed: int) -> Capture:
+    def _capture(self, rows: dict[int, list[Rows]], *, prompt: str, seed: int) -> Capture:
         settings, grid = self.settings, _grid(self._transform)
         per_frame = self.tokens_per_frame if grid is None else grid[0] * grid[1]
         window = settings.window_frames
@@ -194,7 +195,7 @@ class RecordingFamily:
             first_row = stop
         return None
 
-    def _denoised_rows(self, gang: Gang) -> tuple[slice | None, dict[int, list[_Rows]]]:
+    def _denoised_rows(self, gang: Gang) -> tuple[slice | None, dict[int, list[Rows]]]:
         """The rows of the branch's denoising pass, and what they are added to."""
         first_row = 0
         for unit in gang:
@@ -206,56 +207,6 @@ class RecordingFamily:
                 return slice(first_row, stop), self._denoising[self._step - 1]
             first_row = stop
         return None, {}
-
-
-class _Recorder:
-    """Copies some rows of some layers and heads on their way to attention."""
-
-    def __init__(
-        self,
-        attention: EngineAttention,
-        rows: slice,
-        into: dict[int, list[_Rows]],
-        *,
-        heads: tuple[int, ...],
-        dtype: torch.dtype | None,
-    ) -> None:
-        self._attention = attention
-        self._rows = rows
-        self._into = into
-        self._heads = heads
-        self._dtype = dtype
-
-    def self_attention(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        self._note(layer, queries, keys, values)
-        return self._attention.self_attention(layer, queries, keys, values)
-
-    def self_attentions(
-        self,
-        layer: int,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        with_text: bool = False,
-    ) -> tuple[Tensor, ...]:
-        self._note(layer, queries, keys, values)
-        return self._attention.self_attentions(layer, queries, keys, values, with_text=with_text)
-
-    def _note(self, layer: int, *rows: Tensor) -> None:
-        if layer in self._into:
-            num_heads = rows[1].shape[1]
-            part = tuple(self._copy(x, num_heads) for x in rows)
-            self._into[layer].append(part)  # type: ignore[arg-type]
-
-    def _copy(self, x: Tensor, num_heads: int) -> Tensor:
-        """The recorded rows of [tokens, heads, head_dim], where `num_heads` divides the heads."""
-        rows = x[self._rows].detach().unflatten(1, (num_heads, -1))
-        chosen: Tensor = rows[:, list(self._heads)].flatten(1, 2)
-        return chosen.to(device="cpu", dtype=self._dtype or x.dtype)
-
-    def cross_attention(self, layer: int, queries: Tensor) -> Tensor:
-        return self._attention.cross_attention(layer, queries)
 
 
 def record_video(

@@ -14,12 +14,12 @@ from qvg_engine.quality.capture import Capture
 from qvg_engine.quality.format_errors import LayerErrors
 from qvg_engine.quality.recorder import (
     RecordingFamily,
-    _Recorder,
     _run,
     record_frames,
     record_passes,
     record_video,
 )
+from qvg_engine.quality.recording_attention import RecordingAttention
 from qvg_engine.quality.teacher_forced import TeacherForced
 from tests.conftest import Toy
 from tests.qvg_engine.quality.conftest import CONFIG, LAYERS, PROMPT
@@ -155,7 +155,9 @@ def test_queries_go_with_the_heads_that_they_read() -> None:
     """Four heads of queries to two of keys."""
     family = RecordingFamily(_Geometry(), heads=[1])  # type: ignore[arg-type]
     rows = torch.arange(8.0).reshape(2, 4, 1)
-    recorder = _Recorder(_Silent(), slice(0, 2), family._rows, heads=family._heads, dtype=None)
+    recorder = RecordingAttention(
+        _Silent(), slice(0, 2), family._rows, heads=family._heads, dtype=None
+    )
     recorder.self_attention(0, rows, rows[:, :2], rows[:, 2:])
     ((queries, keys, values),) = family._rows[0]
     assert queries.flatten().tolist() == [2, 3, 6, 7]
