@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
@@ -12,10 +14,14 @@ from qvg_engine.models.program import PassInputs, Program, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 
 DecoderState = tuple[Tensor, ...] | None
+Frames = NDArray[np.uint8]
 
 
 class VideoCodec(Protocol):
-    """A causal video VAE that decodes chunk by chunk; frames are uint8 [T, H, W, 3]."""
+    """A causal video VAE that decodes chunk by chunk; frames are uint8 [T, H, W, 3].
+
+    A state may be moved to other devices and back between two calls.
+    """
 
     latent_channels: int
     spatial_factor: int
@@ -23,6 +29,18 @@ class VideoCodec(Protocol):
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames that cover `num_frames` pixel frames."""
+        ...
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of the first `latent_frames` >= 1 of a video."""
+        ...
+
+    def encodable_frames(self, num_frames: int) -> int:
+        """The most pixel frames, up to `num_frames` >= 1, that `encode` takes; 0 for none."""
+        ...
+
+    def encode(self, frames: Frames) -> Tensor:
+        """Latents [F, C, h, w] of a video's frames; RequestError for sizes that do not divide."""
         ...
 
     def state_bytes(self, height: int, width: int) -> int:

@@ -51,8 +51,9 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     `latents` is [F, C, h, w], `timesteps` F numbers in 0..1000, `first_token` the number, within
     the branch, of the pass's first token (its position follows from it). Tokens of the branch
     from number `read_upto` on are not read; None reads all. `transform` is applied to queries,
-    keys, values and output. With `packed_positions` a token's position is its place among the
-    tokens that the pass sees, those of the cache first, instead of its number.
+    keys, values and output. Without `reads_text` a pass has no cross-attention. With
+    `packed_positions` a token's position is its place among the tokens that the pass sees, those of
+    the cache first, instead of its number.
     """
 
     latents: Tensor
@@ -60,6 +61,7 @@ class PassInputs(msgspec.Struct, frozen=True, kw_only=True):
     first_token: int
     transform: ReadTransform
     read_upto: int | None = None
+    reads_text: bool = True
     packed_positions: bool = False
 
 
@@ -67,7 +69,9 @@ class PassRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What one pass computed: `x0` and `flow` [F, C, h, w]; `step` is None for a commit.
 
     `chunk_index` counts generated chunks; context that came with the request has negative
-    indices, the last piece -1.
+    indices, the last piece -1. With guidance, `guided_flow` is what the branches' flows were
+    combined to, and `cfg_zero_scale` the factor of the negative one (CFG-Zero*); all branches'
+    records have them.
     """
 
     chunk_index: int
@@ -76,13 +80,19 @@ class PassRecord(msgspec.Struct, frozen=True, kw_only=True):
     timestep: float
     x0: Tensor
     flow: Tensor
+    guided_flow: Tensor | None = None
+    cfg_zero_scale: float | None = None
 
 
 class CleanChunk(msgspec.Struct, frozen=True):
-    """A chunk that is done: `latents` [F, C, h, w]."""
+    """A chunk that is done: `latents` [F, C, h, w].
+
+    With a `lead` [F, C, h, w] the decoder starts anew, with latents whose frames are not shown.
+    """
 
     chunk_index: int
     latents: Tensor
+    lead: Tensor | None = None
 
 
 class Eviction(msgspec.Struct, frozen=True):

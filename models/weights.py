@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvg_engine.errors import CheckpointError
 from qvg_engine.models.weights_file import broken_file_is_an_error, check_suffix, state_dict_in
@@ -138,3 +138,30 @@ def _batches(names: Sequence[str], shapes: Mapping[str, Tensor]) -> Iterator[lis
         num_bytes += shapes[name].nbytes
     if batch:
         yield batch
+
+
+def fill_module(
+    module: nn.Module,
+    weights: Weights,
+    file_names: Mapping[str, str],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Give a module that was made on the meta device its weights, tensor by tensor.
+
+    `file_names` maps each name of the module's state dict, which must be complete, to one of
+    `weights`. On the device "meta" the module only takes the dtype.
+    """
+    module.to(dtype)
+    if torch.device(device).type != "meta":
+        names: dict[str, list[str]] = {}
+        for name, file_name in file_names.items():
+            names.setdefault(file_name, []).append(name)
+        state: dict[str, Tensor] = {}
+        for file_name, value in weights.read(names):
+            stored = value.to(device=device, dtype=dtype, copy=True)
+            state |= dict.fromkeys(names[file_name], stored)
+            del value
+        module.load_state_dict(state, assign=True)
+    module.eval().requires_grad_(False)

@@ -102,11 +102,18 @@ def _size(request: VideoRequest, family: ModelFamily) -> tuple[tuple[int, int, i
 def _latent_frames(request: VideoRequest, family: ModelFamily) -> int | None:
     if request.num_frames is None:
         return None
-    return chunked_latent_frames(family, request.num_frames, request_id=request.request_id)
+    context = 0
+    if request.context_latents is not None and request.context_latents.ndim:
+        context = len(request.context_latents)
+    return chunked_latent_frames(
+        family, request.num_frames, request_id=request.request_id, context_frames=context
+    )
 
 
-def chunked_latent_frames(family: ModelFamily, num_frames: int, *, request_id: str) -> int:
-    """Latent frames, in whole chunks, that cover `num_frames` pixel frames.
+def chunked_latent_frames(
+    family: ModelFamily, num_frames: int, *, request_id: str, context_frames: int = 0
+) -> int:
+    """Latent frames, in whole chunks, that cover `num_frames` pixel frames after a context.
 
     Raises `RequestError` where there is no VAE that says how long a latent frame is.
     """
@@ -115,8 +122,12 @@ def chunked_latent_frames(family: ModelFamily, num_frames: int, *, request_id: s
             f"request {request_id!r}: num_frames counts pixel frames, and model {family.name!r} "
             "has no VAE here: give noise [F, C, h, w] instead"
         )
-    chunk = family.settings.frames_per_chunk
-    return -(-family.codec.latent_frames(num_frames) // chunk) * chunk
+    chunk, codec = family.settings.frames_per_chunk, family.codec
+    frames = codec.latent_frames(num_frames)
+    if context_frames:
+        before = codec.pixel_frames(context_frames)
+        frames = codec.latent_frames(before + num_frames) - context_frames
+    return -(-frames // chunk) * chunk
 
 
 def _check_latents(request: VideoRequest, name: str, value: Tensor) -> None:

@@ -28,6 +28,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
       a folder with published or diffusers-style files (docs/models.md).
     * `lora`: the path of a LoRA that is merged into the network, `lora_alpha` its alpha (None: its
       rank). None takes the one that a published model comes with.
+    * `vae`, `text_encoder`, `tokenizer`: paths of what a network needs beside it; None looks for
+      them near the model.
+    * `offload`: keep weights in host memory, and have network, VAE and text encoder take turns on
+      the device.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
     * `frames_per_chunk`, `window_frames` (None: full history), `sink_frames`: latent frames; the
       window counts the sink and the chunk itself.
@@ -55,7 +59,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
       on this GPU, which are measured when the engine is made; "workspace" on a CPU, or where
       "fused" cannot be had.
     * `max_streams`, `max_batch_tokens`, `aging_steps`: see `SchedulerConfig`.
-    * `decoder_slots`: streams whose video is decoded at the same time; None: `max_streams`.
+    * `decoder_slots`: streams whose decoder state is on the device; None: `max_streams`.
+      `spilled_decoders`: further ones, whose state waits in host memory between their chunks.
     * `max_text_rows`: text rows of all admitted streams together.
     * `batch_invariant`: bit-equal videos whatever else is in the batch, at some cost.
     * `device`: "auto", "cpu" or "cuda"; `dtype`: "float32", "float16" or "bfloat16".
@@ -66,6 +71,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str = "pocket"
     lora: str | None = None
     lora_alpha: float | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    offload: bool = False
     latent_shape: tuple[int, int, int] | None = None
     frames_per_chunk: int | None = None
     window_frames: int | UnsetType | None = UNSET
@@ -91,6 +100,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch_tokens: int = 65_536
     aging_steps: int = 64
     decoder_slots: int | None = None
+    spilled_decoders: int = 0
     max_text_rows: int = 65_536
     batch_invariant: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -116,6 +126,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             check_range("workspace_tokens", self.workspace_tokens, 1, 2**31)
         if self.decoder_slots is not None:
             check_range("decoder_slots", self.decoder_slots, 0, 65_536)
+        check_range("spilled_decoders", self.spilled_decoders, 0, 65_536)
         if self.num_heads is not None:
             check_range("num_heads", self.num_heads, 1, 65_536)
         if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
@@ -148,5 +159,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def num_decoder_slots(self) -> int:
-        """Decoder slots, where nothing is given one a stream."""
+        """Decoder states on the device, where nothing is given one a stream."""
         return self.max_streams if self.decoder_slots is None else self.decoder_slots
+
+    @property
+    def num_decoders(self) -> int:
+        """Decoder states in all, with those in host memory."""
+        return self.num_decoder_slots + self.spilled_decoders

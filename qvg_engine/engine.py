@@ -54,7 +54,7 @@ class VideoEngine:
         warm_up()
         self._cache = Cache(self.family, self.config)
         self.capacity = self._cache.capacity + Needs(
-            decoder_slots=self.config.num_decoder_slots, text_rows=self.config.max_text_rows
+            decoder_slots=self.config.num_decoders, text_rows=self.config.max_text_rows
         )
         scheduling = SchedulerConfig(
             max_streams=self.config.max_streams,
@@ -66,7 +66,9 @@ class VideoEngine:
         )
         self._runner = Runner(self.family, config=self.config, cache=self._cache)
         self._texts = TextPool(self.family.text_keys_values)
-        self._slots = DecoderSlots(self.family.codec, self.config.num_decoder_slots)
+        self._slots = DecoderSlots(
+            self.family.codec, self.config.num_decoder_slots, self.config.spilled_decoders
+        )
         self._streams: dict[str, Stream] = {}
         self._outside_work: list[tuple[Stream, OutsideWork]] = []
         self._launched: LaunchedStep | None = None

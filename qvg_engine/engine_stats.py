@@ -12,6 +12,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's figures: now, and (`kv_*`, ratios, bytes) at the step of peak page use.
 
     `kv_ratio_now` is the compression at this moment; a ratio without pages is 0.
+    `spilled_decoder_bytes` are in host memory.
     """
 
     num_steps: int
@@ -30,6 +31,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     text_bytes: int
     decoder_bytes: int
+    spilled_decoder_bytes: int = 0
 
 
 def measure(
@@ -54,4 +56,5 @@ def measure(
         workspace_bytes=peak.workspace_bytes,
         text_bytes=texts.num_bytes,
         decoder_bytes=slots.num_bytes,
+        spilled_decoder_bytes=slots.num_spilled_bytes,
     )

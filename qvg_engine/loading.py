@@ -1,14 +1,22 @@
 """From an engine's settings to a model family."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import CheckpointError, ConfigError
-from qvg_engine.models.family import ModelFamily
+from qvg_engine.longcat_model import load_longcat
+from qvg_engine.models.companions import find_companions
+from qvg_engine.models.family import ModelFamily, PromptEncoder, VideoCodec
+from qvg_engine.models.longcat.checkpoint import FRAMES_PER_SECOND, is_longcat, model_folder
 from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pocket
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.text.umt5 import load_umt5
+from qvg_engine.models.turns import Turns
+from qvg_engine.models.vae.wan import load_wan_vae
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.files import LATENT_SIZE, WanFiles, find_wan
@@ -16,6 +24,11 @@ from qvg_engine.models.worldplay.files import find_worldplay
 from qvg_engine.worldplay_model import load_worldplay
 
 EMBEDDED_MODEL = "pocket"
+
+
+class UnknownSizeError(ConfigError):
+    """A bare network without a size for its videos."""
+
 
 _ROLLOUT_FIELDS = (
     "latent_shape",
@@ -30,28 +43,32 @@ _ROLLOUT_FIELDS = (
 )
 
 
-def load_family(config: EngineConfig) -> ModelFamily:
+def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFamily:
     """Load the model that the settings name, rolled out as they say.
 
-    Raises `CheckpointError` for weights that cannot be used and `ConfigError` for settings that do
-    not suit them.
+    With `headers_only` no weights are read: the family says what it would take, and computes
+    nothing. Raises `CheckpointError` for weights that cannot be used and `ConfigError` for settings
+    that do not suit them.
     """
-    device, dtype = config.torch_device, config.torch_dtype
     path = Path(config.model)
     embedded = config.model == EMBEDDED_MODEL
+    if not embedded and is_longcat(path):
+        return _load_longcat_family(path, config, headers_only=headers_only)
     if embedded or ((path / CONFIG_NAME).is_file() and (path / WEIGHTS_NAME).is_file()):
+        if config.lora is not None:
+            raise ConfigError(f"lora is {config.lora!r}: model {config.model!r} takes none")
         return load_pocket(
             lambda defaults: override(defaults, config),
             folder=None if embedded else path,
-            device=device,
-            dtype=dtype,
+            device=config.torch_device,
+            dtype=config.torch_dtype,
         )
     worldplay = find_worldplay(path)
     if worldplay is not None:
         return load_worldplay(worldplay, config, override)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     if files is not None:
-        return _load_wan_family(files, config)
+        return _load_wan_family(files, config, headers_only=headers_only)
     raise CheckpointError(
         f"model {config.model!r} is neither {EMBEDDED_MODEL!r} nor weights: give the path of a .pt "
         f"or .safetensors file, of a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or of one with "
@@ -59,26 +76,98 @@ def load_family(config: EngineConfig) -> ModelFamily:
     )
 
 
-def _load_wan_family(files: WanFiles, config: EngineConfig) -> ModelFamily:
+def _load_wan_family(files: WanFiles, config: EngineConfig, *, headers_only: bool) -> ModelFamily:
+    turns = None if headers_only or not config.offload else Turns(config.torch_device)
     network = load_wan(
         files.network,
-        device=config.torch_device,
+        device=weights_device(config, turns, headers_only=headers_only),
         dtype=config.torch_dtype,
         num_heads=config.num_heads or files.num_heads,
         lora=files.lora,
         lora_alpha=config.lora_alpha,
     )
+    if turns is not None:
+        turns.add(network)
     latent_shape = config.latent_shape
     if latent_shape is None:
-        if files.recipe is None and not files.is_folder:
-            raise ConfigError(
+        if files.recipe is None and not files.is_folder and config.vae is None:
+            raise UnknownSizeError(
                 "latent_shape is not set: a bare network does not know its videos' size; give "
                 f"({network.config.in_dim}, height, width) in latent samples"
             )
         latent_shape = (network.config.in_dim, *LATENT_SIZE)
     recipe = {} if files.recipe is None else files.recipe.rollout
-    defaults = RolloutSettings(latent_shape=latent_shape, **recipe)
-    return WanFamily(network, override(defaults, config), name=files.name)
+    settings = override(RolloutSettings(latent_shape=latent_shape, **recipe), config)
+    codec, encoder = load_companions(
+        files.folders, config, settings, turns=turns, headers_only=headers_only
+    )
+    return WanFamily(
+        network, settings, name=files.name, codec=codec, prompt_encoder=encoder, turns=turns
+    )
+
+
+def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool) -> ModelFamily:
+    turns = None if headers_only or not config.offload else Turns(config.torch_device)
+    device = weights_device(config, turns, headers_only=headers_only)
+    family = load_longcat(config, device=device, turns=turns)
+    family.codec, family.prompt_encoder = load_companions(
+        [model_folder(path)],
+        config,
+        family.settings,
+        turns=turns,
+        headers_only=headers_only,
+        frames_per_second=FRAMES_PER_SECOND,
+    )
+    return family
+
+
+def load_companions(
+    folders: Sequence[Path],
+    config: EngineConfig,
+    settings: RolloutSettings,
+    *,
+    turns: Turns | None,
+    headers_only: bool,
+    frames_per_second: int = 16,
+) -> tuple[VideoCodec | None, PromptEncoder | None]:
+    """The Wan VAE and the UMT5 encoder that were given or lie in `folders`; None for none.
+
+    Raises `ConfigError` and `CheckpointError` as `load_family` does.
+    """
+    found = find_companions(
+        folders, vae=config.vae, text_encoder=config.text_encoder, tokenizer=config.tokenizer
+    )
+    device = weights_device(config, turns, headers_only=headers_only)
+    codec: VideoCodec | None = None
+    encoder: PromptEncoder | None = None
+    if found.vae is not None:
+        codec = load_wan_vae(
+            found.vae,
+            device=device,
+            dtype=config.torch_dtype,
+            frames_per_second=frames_per_second,
+            turns=turns,
+        )
+    if found.text_encoder is not None:
+        assert found.tokenizer is not None, "checked where they were found"
+        encoder = load_umt5(
+            found.text_encoder,
+            found.tokenizer,
+            text_len=settings.text_len,
+            device=device,
+            dtype=config.torch_dtype,
+            turns=turns,
+        )
+    return codec, encoder
+
+
+def weights_device(
+    config: EngineConfig, turns: Turns | None, *, headers_only: bool
+) -> torch.device:
+    """Where weights are loaded to: nowhere, to the host for `turns`, or to the engine's device."""
+    if headers_only:
+        return torch.device("meta")
+    return config.torch_device if turns is None else torch.device("cpu")
 
 
 def override(defaults: RolloutSettings, config: EngineConfig) -> RolloutSettings:

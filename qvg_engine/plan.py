@@ -51,12 +51,12 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
     """
     layout = cache_layout(family, config)
     num_pages = layout.num_pages_for(config.kv_memory)
-    pages = pages_for_video(config, family, num_frames)
+    needs = planned_program(config, family, num_frames).needs
+    pages, rows = needs.pages, needs.text_rows
     settings, geometry = family.settings, family.geometry
-    rows = settings.text_len
     by_resource = [
         num_pages // pages if pages else config.max_streams,
-        config.num_decoder_slots,
+        config.num_decoders,
         config.max_text_rows // rows,
         config.max_streams,
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from qvg_engine.decoder_slots import DecoderSlots
+from qvg_engine.kernels.device_table import send
 from qvg_engine.models.program import CleanChunk, PassRecord, Program, TextRows
 from qvg_engine.output import PendingOutput
 from qvg_engine.request import VideoRequest
@@ -75,6 +76,14 @@ class Stream:
         index = chunk.chunk_index
         if not self.wants_video:
             return PendingOutput(self.request_id, index, chunk.latents.float())
+        context = self.request.context_latents
+        if chunk.lead is not None:
+            slots.release(self.request_id)
+            slots.acquire(self.request_id)
+            slots.decode(self.request_id, chunk.lead)
+        elif not self._num_frames_sent and context is not None and len(context):
+            # The decoder has to have seen what the video continues from.
+            slots.decode(self.request_id, send(context, chunk.latents.device, chunk.latents.dtype))
         frames = slots.decode(self.request_id, chunk.latents)
         if self.request.num_frames is not None:
             frames = frames[: self.request.num_frames - self._num_frames_sent]

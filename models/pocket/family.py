@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from qvg_engine.errors import CheckpointError
-from qvg_engine.models.family import DecoderState
+from qvg_engine.models.family import DecoderState, Frames
 from qvg_engine.models.pocket.vae import PocketVae
 from qvg_engine.models.pocket.vocabulary import Vocabulary
 from qvg_engine.models.rollout import RolloutSettings
@@ -45,6 +46,16 @@ class PocketCodec:
 
     def latent_frames(self, num_frames: int) -> int:
         return -(-num_frames // self.vae.temporal_factor)
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        return latent_frames * self.vae.temporal_factor
+
+    def encodable_frames(self, num_frames: int) -> int:
+        return num_frames // self.vae.temporal_factor * self.vae.temporal_factor
+
+    def encode(self, frames: Frames) -> Tensor:
+        latents, _ = self.vae.encode_chunk(torch.from_numpy(np.ascontiguousarray(frames)))
+        return latents
 
     def state_bytes(self, height: int, width: int) -> int:
         return self.vae.state_bytes(height, width)

@@ -16,6 +16,7 @@ from qvg_engine.models.attention import Attention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.wan.program import WanProgram
 from qvg_engine.models.wan.rows import PassSplits
@@ -39,8 +40,12 @@ class WanFamily:
         name: str = "wan",
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """Raises `ConfigError` if the settings do not suit the network."""
+        """With `turns`, to which it was added, the network is on the device while it is used.
+
+        Raises `ConfigError` if the settings do not suit the network.
+        """
         if settings.latent_shape[0] != network.config.in_dim:
             raise ConfigError(
                 f"latent_shape is {settings.latent_shape}: the network takes "
@@ -51,6 +56,7 @@ class WanFamily:
         self.settings = settings
         self.codec = codec
         self.prompt_encoder = prompt_encoder
+        self._turns = turns
         self.sampler = FewStepSampler(
             settings.timesteps,
             shift=settings.shift,
@@ -76,6 +82,8 @@ class WanFamily:
 
     @property
     def _device(self) -> torch.device:
+        if self._turns is not None:
+            return self._turns.device
         return self.network.head.modulation.device
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
@@ -111,6 +119,21 @@ class WanFamily:
     def forward(
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
+        with turn(self._turns, self.network):
+            return self._forward(passes, attention, batch_invariant=batch_invariant)
+
+    @torch.no_grad()
+    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with turn(self._turns, self.network):
+            weight = self.network.head.modulation
+            return self.network.text_keys_values(send(rows, weight.device, weight.dtype))
+
+    def published_keys(self, keys: Tensor) -> Tensor:
+        return to_interleaved(keys)
+
+    def _forward(
+        self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
+    ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
         num_tokens = tuple(len(part) for part in patches)
         num_frames = tuple(len(item.latents) for item in passes)
@@ -131,11 +154,3 @@ class WanFamily:
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
             for part, item in zip(flow.split(num_tokens), passes, strict=True)
         ]
-
-    @torch.no_grad()
-    def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        weight = self.network.head.modulation
-        return self.network.text_keys_values(send(rows, weight.device, weight.dtype))
-
-    def published_keys(self, keys: Tensor) -> Tensor:
-        return to_interleaved(keys)

@@ -4,14 +4,13 @@ The authors' file names say which training a network went through, and with it i
 window; a network under another name is rolled out as Self-Forcing is.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from qvg_engine.errors import CheckpointError, ConfigError
+from qvg_engine.models.shards import read_json, safetensors_in
 
 LATENT_SIZE = (60, 104)
 """Latent samples of the 832x480 pixels that the published networks are trained on."""
@@ -118,7 +117,7 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
         recipe, place = found[0]
         return _files(recipe.name, (place,), recipe, folder)
     for part in (folder / "transformer", folder):
-        shards = network_shards(part)
+        shards = _network_shards(part)
         if shards:
             return msgspec.structs.replace(
                 _files(folder.resolve().name, shards, None, folder),
@@ -127,16 +126,12 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
     return None
 
 
-def network_shards(folder: Path) -> tuple[Path, ...]:
-    """The files of a network as diffusers saves it: one, or those that its index lists."""
-    whole = folder / f"{_NETWORK_STEM}.safetensors"
-    if whole.is_file():
-        return (whole,)
-    index = folder / f"{_NETWORK_STEM}.safetensors.index.json"
-    if not index.is_file():
+def _network_shards(folder: Path) -> tuple[Path, ...]:
+    """The files of a network as diffusers saves it; none if there is none."""
+    names = (f"{_NETWORK_STEM}.safetensors", f"{_NETWORK_STEM}.safetensors.index.json")
+    if not any((folder / name).is_file() for name in names):
         return ()
-    names = _read_json(index, lambda content: sorted(set(content["weight_map"].values())))
-    return tuple(folder / name for name in names)
+    return tuple(safetensors_in(folder, _NETWORK_STEM))
 
 
 def _is_published(path: Path, recipe: WanRecipe) -> bool:
@@ -167,14 +162,6 @@ def _heads_in(config: Path) -> int | None:
     """Attention heads as diffusers' or Wan's config.json says them."""
     if not config.is_file():
         return None
-    heads = _read_json(
-        config, lambda content: content.get("num_attention_heads") or content.get("num_heads")
-    )
+    content = read_json(config)
+    heads = content.get("num_attention_heads") or content.get("num_heads")
     return heads if isinstance(heads, int) and heads > 0 else None
-
-
-def _read_json(path: Path, pick: Callable[[Any], Any]) -> Any:
-    try:
-        return pick(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): copy it again") from error

@@ -12,11 +12,19 @@ from qvg_engine.cli.options import (
     Dtype,
     KvFormat,
     KvMemory,
+    Lora,
     MaxStreams,
     Model,
+    ModelParts,
     NumFrames,
+    Offload,
     Seconds,
+    Size,
+    TextEncoder,
+    Tokenizer,
+    Vae,
     engine_settings,
+    parse_size,
 )
 from qvg_engine.cli.prompts import gather_prompts
 from qvg_engine.cli.settings import GenerateSettings
@@ -62,6 +70,12 @@ def generate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
+    size: Size = None,
+    vae: Vae = None,
+    text_encoder: TextEncoder = None,
+    tokenizer: Tokenizer = None,
+    lora: Lora = None,
+    offload: Offload = False,
     device: Device = "auto",
     dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
@@ -87,6 +101,7 @@ def generate(
         scale=scale,
         json_path=json_path,
         kv_bits=kv_bits,
+        size=parse_size(size),
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,
@@ -96,6 +111,13 @@ def generate(
             dtype=dtype,
             attention_backend=attention_backend,
             batch_invariant=batch_invariant,
+            parts=ModelParts(
+                vae=vae,
+                text_encoder=text_encoder,
+                tokenizer=tokenizer,
+                lora=lora,
+                offload=offload,
+            ),
         ),
     )
     raise typer.Exit(make_videos(settings))

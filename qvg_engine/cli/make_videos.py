@@ -17,7 +17,7 @@ from qvg_engine.cli.prompts import video_name
 from qvg_engine.cli.report import make_report, print_report, write_json
 from qvg_engine.cli.run import run_jobs
 from qvg_engine.cli.settings import GenerateSettings
-from qvg_engine.cli.video_family import load_video_family
+from qvg_engine.cli.video_family import load_video_family, with_size
 from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
@@ -34,7 +34,7 @@ def make_videos(settings: GenerateSettings) -> int:
 
     Raises a QvgError for a mistake that keeps the run from starting.
     """
-    config = EngineConfig(**settings.engine_settings)
+    config = with_size(EngineConfig(**settings.engine_settings), settings.size)
     require_writable_folder(settings.output_dir)
     if settings.json_path is not None:
         require_writable_folder(settings.json_path.parent)

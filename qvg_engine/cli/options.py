@@ -1,20 +1,25 @@
 """Options that several commands have."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+import msgspec
+import torch
 import typer
 
 from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.paged_attention import Strategy
 
 ALLOCATION_SUFFIX = ".json"
 """How the name of an allocation's file ends."""
 
 Model = Annotated[
-    str, typer.Option(help="pocket, the embedded model, or the path of a weights file.")
+    str,
+    typer.Option(help="pocket, the embedded model; or a weights file or folder (docs/models.md)."),
 ]
 KvFormat = Annotated[
     str | None,
@@ -33,7 +38,8 @@ MaxStreams = Annotated[
 KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float32, unless given, float16 or bfloat16: of the network.")
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU but for pocket."),
 ]
 AttentionBackend = Annotated[
     str | None,
@@ -42,6 +48,35 @@ AttentionBackend = Annotated[
         f"{', '.join(get_args(Strategy))}."
     ),
 ]
+Size = Annotated[str | None, typer.Option(help="Size of the videos in pixels, such as 832x480.")]
+Vae = Annotated[
+    str | None, typer.Option(help="A VAE's folder or file; by default one beside the model.")
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(help="A text encoder's folder or file; by default one beside the model."),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="A tokenizer's folder; by default one beside the model.")
+]
+Lora = Annotated[str | None, typer.Option(help="A LoRA that is merged into the network.")]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Keep weights in host memory; network, VAE and text encoder take turns on the GPU.",
+    ),
+]
+
+
+class ModelParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What belongs to a model, as it was given; None where it was not."""
+
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
+    lora: str | None = None
+    offload: bool = False
 
 
 def engine_settings(
@@ -54,6 +89,7 @@ def engine_settings(
     dtype: str | None = None,
     attention_backend: str | None = None,
     batch_invariant: bool = False,
+    parts: ModelParts = ModelParts(),  # noqa: B008 - it is frozen
 ) -> dict[str, Any]:
     """The fields of EngineConfig that were given.
 
@@ -65,11 +101,29 @@ def engine_settings(
         "max_streams": max_streams,
         "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, name="--kv-memory"),
         "device": device,
-        "dtype": dtype,
+        "dtype": dtype or _default_dtype(model, device),
         "attention_backend": attention_backend,
         "batch_invariant": batch_invariant,
+        **msgspec.structs.asdict(parts),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """(width, height) of a size such as 832x480; ConfigError for anything else."""
+    if size is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size.strip())
+    if match is None:
+        raise ConfigError(f"--size is {size!r}: give width and height in pixels, such as 832x480")
+    return int(match[1]), int(match[2])
+
+
+def _default_dtype(model: str, device: str) -> str | None:
+    """What published networks were trained in, where it is fast."""
+    if model == "pocket" or device == "cpu":
+        return None
+    return "bfloat16" if torch.cuda.is_available() else None
 
 
 def _read_format(kv_format: str | None) -> str | Allocation | None:

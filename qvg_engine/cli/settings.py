@@ -12,7 +12,8 @@ from qvg_engine.errors import ConfigError, OutputError
 class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One run: its prompts, how long the videos are, and where they go.
 
-    Video i has seed `seed + i`. `scale` None enlarges what is too small to watch.
+    Video i has seed `seed + i`. `scale` None enlarges what is too small to watch; `size` is
+    (width, height) in pixels, None the model's own.
     `engine_settings` are the fields of EngineConfig that were given; `kv_bits`, instead of a
     format among them, is what to calibrate for.
     """
@@ -25,6 +26,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
     scale: int | None
     json_path: Path | None
     kv_bits: float | None
+    size: tuple[int, int] | None
     engine_settings: dict[str, Any]
 
     def __post_init__(self) -> None:

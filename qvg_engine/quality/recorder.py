@@ -304,7 +304,11 @@ def _run(
         if recording.num_chunks > done:
             done = recording.num_chunks
             on_chunk(done)
-    assert num_chunks is None or done == num_chunks, (done, num_chunks)
+    if num_chunks is not None and done != num_chunks:
+        raise ConfigError(
+            f"the video committed {done} of {num_chunks} chunks: model {recording.name!r} does not "
+            "commit what it generates chunk by chunk, and cannot be captured from a prompt"
+        )
 
 
 def record_frames(

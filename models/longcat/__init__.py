@@ -1,0 +1,1 @@
+"""LongCat-Video: text-to-video, and clips that go on segment by segment."""

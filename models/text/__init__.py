@@ -1,0 +1,1 @@
+"""Text encoders behind the engine's prompt interface, one file each."""

@@ -1,0 +1,1 @@
+"""Video VAEs behind the engine's codec interface, one file each."""
