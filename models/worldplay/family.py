@@ -154,23 +154,13 @@ class WorldPlayFamily(ABC):
     def _beginning(
         self, inputs: StreamInputs, given: WorldPlayConditions
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w].
-
-        A single latent frame of context is an image.
-        """
+        """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w]."""
         context, image = inputs.context_latents, given.image_latents
-        if context is not None and len(context) == 1:
-            if image is not None:
-                raise RequestError(
-                    "context_latents is one latent frame, which is the first image, and "
-                    "image_latents is another: give one of them"
-                )
-            context, image = None, context
         chunk = self.settings.frames_per_chunk
         if context is not None and len(context) % chunk:
             raise RequestError(
-                f"context_latents has {len(context)} latent frames: give 1, the first image, or a "
-                f"multiple of frames_per_chunk, {chunk}"
+                f"context_latents has {len(context)} latent frames: give a multiple of "
+                f"frames_per_chunk, {chunk}; a first image goes to the conditions' image_latents"
             )
         if context is not None and image is not None and self.settings.keeps_image:
             raise RequestError(
