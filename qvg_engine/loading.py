@@ -20,7 +20,8 @@ from qvg_engine.models.vae.wan import load_wan_vae
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.files import LATENT_SIZE, WanFiles, find_wan
-from qvg_engine.models.worldplay.files import find_worldplay
+from qvg_engine.models.worldplay.files import WorldPlayFiles, find_worldplay
+from qvg_engine.models.worldplay.settings import FRAMES_PER_SECOND as WORLDPLAY_FRAMES_PER_SECOND
 from qvg_engine.worldplay_model import load_worldplay
 
 EMBEDDED_MODEL = "pocket"
@@ -65,7 +66,7 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
         )
     worldplay = find_worldplay(path)
     if worldplay is not None:
-        return load_worldplay(worldplay, config, override)
+        return _load_worldplay_family(worldplay, config, headers_only=headers_only)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     if files is not None:
         return _load_wan_family(files, config, headers_only=headers_only)
@@ -118,6 +119,25 @@ def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool
         headers_only=headers_only,
         frames_per_second=FRAMES_PER_SECOND,
     )
+    return family
+
+
+def _load_worldplay_family(
+    files: WorldPlayFiles, config: EngineConfig, *, headers_only: bool
+) -> ModelFamily:
+    turns = None if headers_only or not config.offload else Turns(config.torch_device)
+    device = weights_device(config, turns, headers_only=headers_only)
+    family = load_worldplay(files, config, override, device=device, turns=turns)
+    if files.kind == "5b":
+        codec, encoder = load_companions(
+            files.folders,
+            config,
+            family.settings,
+            turns=turns,
+            headers_only=headers_only,
+            frames_per_second=WORLDPLAY_FRAMES_PER_SECOND,
+        )
+        family.surround(codec, encoder)
     return family
 
 
