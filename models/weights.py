@@ -6,7 +6,7 @@ little more than what the caller keeps.
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +147,24 @@ def fill_module(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
+    change: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Give a module that was made on the meta device its weights, tensor by tensor.
 
     `file_names` maps each name of the module's state dict, which must be complete, to one of
-    `weights`. On the device "meta" the module only takes the dtype.
+    `weights`; `change` may turn a tensor of the file into another. On the device "meta" the module
+    only takes the dtype.
     """
-    module.to(dtype)
+    # Not the module's own `to`, which diffusers overrides to warn of what is no matter here.
+    nn.Module.to(module, dtype)
     if torch.device(device).type != "meta":
         names: dict[str, list[str]] = {}
         for name, file_name in file_names.items():
             names.setdefault(file_name, []).append(name)
         state: dict[str, Tensor] = {}
         for file_name, value in weights.read(names):
+            if change is not None:
+                value = change(file_name, value)
             stored = value.to(device=device, dtype=dtype, copy=True)
             state |= dict.fromkeys(names[file_name], stored)
             del value

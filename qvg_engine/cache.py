@@ -1,5 +1,6 @@
 """The KV-cache of one engine: pages, their bookkeeping, the workspace, and what they take."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from qvg_engine.accounting import CacheAccount, CacheFigures
@@ -86,15 +87,11 @@ class Cache:
         And of refinement pages: as many as the tokens pay for, up to those of a chunk a set.
         Nothing if it never keeps any. A short stream uses fewer slots than are counted here.
         """
-        budget = self.layout.budget
-        if budget is None or not num_sets or not peak_tokens:
-            return Needs()
-        tokens = max(1, peak_tokens // num_sets)
-        refinements = self.layout.set_refinements(tokens, chunk_pages=self._chunk_pages)
-        return Needs(
-            codebook_slots=num_sets * budget.max_live,
-            codebook_rows=num_sets * budget.rows_per_set(tokens),
-            refinement_pages=num_sets * refinements,
+        return codebook_needs(
+            self.layout,
+            peak_tokens=peak_tokens,
+            num_sets=num_sets,
+            chunk_pages=self._chunk_pages,
         )
 
     @property
@@ -129,6 +126,48 @@ class Cache:
         """Remember this moment if more pages are in use than ever before."""
         if self.block_manager.num_used > self._account.peak.pages_used:
             self._account.record(self.figures())
+
+
+def codebook_needs(
+    layout: CacheLayout, *, peak_tokens: int, num_sets: int, chunk_pages: int
+) -> Needs:
+    """What `Cache.codebook_needs` says, from the layout alone."""
+    budget = layout.budget
+    if budget is None or not num_sets or not peak_tokens:
+        return Needs()
+    tokens = max(1, peak_tokens // num_sets)
+    refinements = layout.set_refinements(tokens, chunk_pages=chunk_pages)
+    return Needs(
+        codebook_slots=num_sets * budget.max_live,
+        codebook_rows=num_sets * budget.rows_per_set(tokens),
+        refinement_pages=num_sets * refinements,
+    )
+
+
+def pages_for_streams(layout: CacheLayout, needs: Needs, num_streams: int) -> int:
+    """The fewest pages of an engine in which so many streams with such needs run at once.
+
+    Codebooks and refinements come with the pages, in proportion, so that they may ask for more
+    pages than the streams themselves.
+    """
+    budget = layout.budget
+    if budget is None:
+        return num_streams * needs.pages
+    wanted = num_streams * needs.codebook_slots * budget.min_rows // budget.max_live
+
+    def holds(num_pages: int) -> bool:
+        rows = layout.codebook_rows(num_pages)
+        refinements = layout.refinement_pages(num_pages * layout.page_size)
+        return (
+            num_pages >= num_streams * needs.pages
+            and rows >= max(wanted, num_streams * needs.codebook_rows)
+            and refinements >= num_streams * needs.refinement_pages
+        )
+
+    most = 1
+    while not holds(most):
+        most *= 2
+    return bisect_left(range(most + 1), True, key=holds)
 
 
 def cache_layout(family: ModelFamily, config: EngineConfig) -> CacheLayout:

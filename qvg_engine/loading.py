@@ -14,12 +14,21 @@ from qvg_engine.models.family import ModelFamily, PromptEncoder, VideoCodec
 from qvg_engine.models.longcat.checkpoint import FRAMES_PER_SECOND, is_longcat, model_folder
 from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pocket
 from qvg_engine.models.rollout import RolloutSettings
-from qvg_engine.models.text.umt5 import load_umt5
+from qvg_engine.models.text.umt5 import load_umt5, published_umt5
 from qvg_engine.models.turns import Turns
-from qvg_engine.models.vae.wan import load_wan_vae
+from qvg_engine.models.vae.taehv import load_taehv
+from qvg_engine.models.vae.wan import load_wan_vae, published_wan_vae
 from qvg_engine.models.wan.checkpoint import load_wan
 from qvg_engine.models.wan.family import WanFamily
-from qvg_engine.models.wan.files import LATENT_SIZE, WanFiles, find_wan
+from qvg_engine.models.wan.files import (
+    LATENT_SIZE,
+    PUBLISHED_SIZE,
+    WanFiles,
+    WanRecipe,
+    find_recipe,
+    find_wan,
+)
+from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.worldplay.files import WorldPlayFiles, find_worldplay
 from qvg_engine.models.worldplay.settings import FRAMES_PER_SECOND as WORLDPLAY_FRAMES_PER_SECOND
 from qvg_engine.worldplay_model import load_worldplay
@@ -48,8 +57,11 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
     """Load the model that the settings name, rolled out as they say.
 
     With `headers_only` no weights are read: the family says what it would take, and computes
-    nothing. Raises `CheckpointError` for weights that cannot be used and `ConfigError` for settings
-    that do not suit them.
+    nothing. A published model may then be named (self-forcing, longlive, causvid), and of parts
+    that are not on disk the published sizes are taken.
+
+    Raises `CheckpointError` for weights that cannot be used and `ConfigError` for settings that do
+    not suit them.
     """
     path = Path(config.model)
     embedded = config.model == EMBEDDED_MODEL
@@ -68,6 +80,9 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
     if worldplay is not None:
         return _load_worldplay_family(worldplay, config, headers_only=headers_only)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
+    recipe = find_recipe(config.model) if headers_only else None
+    if files is None and recipe is not None:
+        return _plan_published(recipe, config)
     if files is not None:
         return _load_wan_family(files, config, headers_only=headers_only)
     raise CheckpointError(
@@ -102,8 +117,29 @@ def _load_wan_family(files: WanFiles, config: EngineConfig, *, headers_only: boo
     codec, encoder = load_companions(
         files.folders, config, settings, turns=turns, headers_only=headers_only
     )
+    if headers_only and network.config.in_dim == PUBLISHED_SIZE.in_dim:
+        codec = codec or published_wan_vae(config.torch_dtype)
+    if headers_only and network.config.text_dim == PUBLISHED_SIZE.text_dim:
+        encoder = encoder or published_umt5(config.torch_dtype)
     return WanFamily(
         network, settings, name=files.name, codec=codec, prompt_encoder=encoder, turns=turns
+    )
+
+
+def _plan_published(recipe: WanRecipe, config: EngineConfig) -> ModelFamily:
+    """A published model that is not on disk: its sizes alone."""
+    with torch.device("meta"):
+        network = WanNetwork(PUBLISHED_SIZE).to(config.torch_dtype)
+    settings = RolloutSettings(
+        latent_shape=config.latent_shape or (PUBLISHED_SIZE.in_dim, *LATENT_SIZE), **recipe.rollout
+    )
+    codec, encoder = load_companions((), config, settings, turns=None, headers_only=True)
+    return WanFamily(
+        network,
+        override(settings, config),
+        name=recipe.name,
+        codec=codec or published_wan_vae(config.torch_dtype),
+        prompt_encoder=encoder or published_umt5(config.torch_dtype),
     )
 
 
@@ -111,7 +147,7 @@ def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool
     turns = None if headers_only or not config.offload else Turns(config.torch_device)
     device = weights_device(config, turns, headers_only=headers_only)
     family = load_longcat(config, device=device, turns=turns)
-    family.codec, family.prompt_encoder = load_companions(
+    codec, encoder = load_companions(
         [model_folder(path)],
         config,
         family.settings,
@@ -119,6 +155,12 @@ def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool
         headers_only=headers_only,
         frames_per_second=FRAMES_PER_SECOND,
     )
+    sizes = family.network.config
+    if headers_only and sizes.in_channels == PUBLISHED_SIZE.in_dim:
+        codec = codec or published_wan_vae(config.torch_dtype)
+    if headers_only and sizes.caption_channels == PUBLISHED_SIZE.text_dim:
+        encoder = encoder or published_umt5(config.torch_dtype)
+    family.codec, family.prompt_encoder = codec, encoder
     return family
 
 
@@ -161,7 +203,8 @@ def load_companions(
     codec: VideoCodec | None = None
     encoder: PromptEncoder | None = None
     if found.vae is not None:
-        codec = load_wan_vae(
+        load_vae = load_taehv if found.vae.name.startswith("tae") else load_wan_vae
+        codec = load_vae(
             found.vae,
             device=device,
             dtype=config.torch_dtype,

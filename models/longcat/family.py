@@ -49,6 +49,8 @@ class LongCatFamily:
     """A LongCat-Video network, with a VAE and a prompt encoder where they are there."""
 
     conditions_type: type[msgspec.Struct] = LongCatConditions
+    context_frames = CONDITION_FRAMES
+    """Latent frames of context that videos start from unless a request says otherwise."""
 
     def __init__(
         self,
@@ -122,6 +124,19 @@ class LongCatFamily:
     @property
     def _device(self) -> torch.device:
         return self.network.device if self._turns is None else self._turns.device
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """An estimate of what a step of so many tokens computes with, at its widest."""
+        config = self.network.config
+        itemsize = self.network.dtype.itemsize
+        # Beside q, k, v and what attention makes of them: x, in fp32 where it is modulated.
+        in_attention = 6 * itemsize + 3 * 4
+        in_ffn = 2 * itemsize + 3 * 4
+        hidden = max(
+            in_attention * config.hidden_size,
+            in_ffn * config.hidden_size + 3 * itemsize * config.ffn_dim,
+        )
+        return num_tokens * hidden
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
@@ -268,6 +283,9 @@ class LongCatFamily:
 
     def _encode(self, prompt: str) -> Tensor:
         assert self.prompt_encoder is not None
+        if self.network.device.type == "meta":
+            # A plan reads nothing but the size.
+            return torch.zeros(1, self.text_dim)
         return self.prompt_encoder.encode(prompt)[0]
 
     def _attended(

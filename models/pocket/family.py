@@ -44,6 +44,11 @@ class PocketCodec:
         self.spatial_factor = vae.spatial_factor
         self.frames_per_second = frames_per_second
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self.vae.state_dict().values())
+
     def latent_frames(self, num_frames: int) -> int:
         return -(-num_frames // self.vae.temporal_factor)
 

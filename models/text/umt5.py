@@ -120,6 +120,17 @@ def load_umt5(
     return Umt5Encoder(model, loaded, text_len=text_len, turns=turns)
 
 
+def published_umt5(dtype: torch.dtype) -> Umt5Encoder:
+    """UMT5-XXL without weights, to plan with; `ConfigError` without transformers."""
+    transformers = require_package("transformers", what=_WHAT)
+    config = transformers.UMT5Config(
+        vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64
+    )
+    with torch.device("meta"):
+        model = transformers.UMT5EncoderModel(config).to(dtype)
+    return Umt5Encoder(model, None)
+
+
 def _load_tokenizer(transformers: Any, folder: Path) -> Any:
     if not folder.is_dir():
         raise ConfigError(f"tokenizer {folder} is no folder: give one as google/umt5-xxl is")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qvg_engine.errors import CheckpointError, RequestError
 from qvg_engine.kernels.device_table import send
@@ -68,7 +68,7 @@ class WanVaeCodec:
     def state_bytes(self, height: int, width: int) -> int:
         """Bytes of a state after two latent frames, when it has reached its size."""
         with torch.device("meta"):
-            model = type(self.vae).from_config(self.vae.config).to(self._dtype)
+            model = nn.Module.to(type(self.vae).from_config(self.vae.config), self._dtype)
             latent = torch.empty(1, self.latent_channels, 1, height, width, dtype=self._dtype)
         features = _empty_features(model.decoder)
         for index in range(3):
@@ -169,6 +169,13 @@ def load_wan_vae(
     if turns is not None:
         turns.add(vae)
     return WanVaeCodec(vae, frames_per_second=frames_per_second, turns=turns)
+
+
+def published_wan_vae(dtype: torch.dtype) -> WanVaeCodec:
+    """The published VAE without weights, to plan with; `ConfigError` without diffusers."""
+    diffusers = require_package("diffusers", what="the Wan VAE")
+    with torch.device("meta"):
+        return WanVaeCodec(nn.Module.to(diffusers.AutoencoderKLWan(), dtype))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

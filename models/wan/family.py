@@ -86,6 +86,13 @@ class WanFamily:
             return self._turns.device
         return self.network.head.modulation.device
 
+    def activation_bytes(self, num_tokens: int) -> int:
+        """An estimate of what a step of so many tokens computes with, at its widest."""
+        config = self.network.config
+        in_attention, in_ffn = 9 * config.dim, 3 * config.dim + 2 * config.ffn_dim
+        itemsize = self.network.head.modulation.element_size()
+        return num_tokens * max(in_attention, in_ffn) * itemsize
+
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
         _, p, q = self.network.config.patch_size

@@ -11,6 +11,7 @@ import msgspec
 
 from qvg_engine.errors import CheckpointError, ConfigError
 from qvg_engine.models.shards import read_json, safetensors_in
+from qvg_engine.models.wan.config import WanConfig
 
 LATENT_SIZE = (60, 104)
 """Latent samples of the 832x480 pixels that the published networks are trained on."""
@@ -54,6 +55,7 @@ CAUSVID_WARPED = WanRecipe(
     files=("autoregressive_checkpoint_warp_4step_cfg2/model.pt",),
     rollout={"shift": 8.0},
 )
+PUBLISHED_SIZE = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 PUBLISHED = (SELF_FORCING, LONGLIVE, CAUSVID, CAUSVID_WARPED)
 
 _NETWORK_STEM = "diffusion_pytorch_model"
@@ -102,6 +104,11 @@ def find_wan(path: Path, *, lora: Path | None = None) -> WanFiles | None:
     return msgspec.structs.replace(files, lora=lora)
 
 
+def find_recipe(name: str) -> WanRecipe | None:
+    """The published model of this name."""
+    return next((recipe for recipe in PUBLISHED if recipe.name == name), None)
+
+
 def _find_in_folder(folder: Path) -> WanFiles | None:
     found: list[tuple[WanRecipe, Path]] = []
     for recipe in PUBLISHED:
@@ -117,7 +124,7 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
         recipe, place = found[0]
         return _files(recipe.name, (place,), recipe, folder)
     for part in (folder / "transformer", folder):
-        shards = _network_shards(part)
+        shards = network_shards(part)
         if shards:
             return msgspec.structs.replace(
                 _files(folder.resolve().name, shards, None, folder),
@@ -126,7 +133,7 @@ def _find_in_folder(folder: Path) -> WanFiles | None:
     return None
 
 
-def _network_shards(folder: Path) -> tuple[Path, ...]:
+def network_shards(folder: Path) -> tuple[Path, ...]:
     """The files of a network as diffusers saves it; none if there is none."""
     names = (f"{_NETWORK_STEM}.safetensors", f"{_NETWORK_STEM}.safetensors.index.json")
     if not any((folder / name).is_file() for name in names):

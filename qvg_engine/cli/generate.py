@@ -71,6 +71,10 @@ def generate(
         Path | None, typer.Option("--json", help="Also write what the run took to this file.")
     ] = None,
     size: Size = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="An image, or a video whose end the new videos go on from."),
+    ] = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     tokenizer: Tokenizer = None,
@@ -102,6 +106,7 @@ def generate(
         json_path=json_path,
         kv_bits=kv_bits,
         size=parse_size(size),
+        start_path=start_from,
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,

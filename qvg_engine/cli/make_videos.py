@@ -17,6 +17,7 @@ from qvg_engine.cli.prompts import video_name
 from qvg_engine.cli.report import make_report, print_report, write_json
 from qvg_engine.cli.run import run_jobs
 from qvg_engine.cli.settings import GenerateSettings
+from qvg_engine.cli.start_frames import Start, read_start
 from qvg_engine.cli.video_family import load_video_family, with_size
 from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.config import EngineConfig
@@ -48,7 +49,10 @@ def make_videos(settings: GenerateSettings) -> int:
     engine = open_engine(config, prompt=settings.prompts[0], family=family)
     warmup_s = time.perf_counter() - load_started_at
     assert engine.family.codec is not None, "checked when the engine was opened"
-    jobs = _make_jobs(settings, engine.family.codec.frames_per_second)
+    start = None
+    if settings.start_path is not None:
+        start = read_start(settings.start_path, engine.family)
+    jobs = _make_jobs(settings, engine.family.codec.frames_per_second, start)
     with StopSignals() as stop, make_display(console) as display:
         wall_s = run_jobs(engine, jobs, display=display, stop=stop)
     report = make_report(
@@ -108,13 +112,19 @@ def _calibrated(
     return msgspec.structs.replace(config, kv_format=choice.allocation)
 
 
-def _make_jobs(settings: GenerateSettings, frames_per_second: int) -> list[VideoJob]:
+def _make_jobs(
+    settings: GenerateSettings, frames_per_second: int, start: Start | None
+) -> list[VideoJob]:
     num_frames = settings.length.count_frames(frames_per_second)
     jobs = []
     for index, prompt in enumerate(settings.prompts):
         seed = settings.seed + index
         request = VideoRequest(
-            request_id=f"video-{index + 1}", prompt=prompt, num_frames=num_frames, seed=seed
+            request_id=f"video-{index + 1}",
+            prompt=prompt,
+            num_frames=num_frames,
+            seed=seed,
+            context_latents=None if start is None else start.latents,
         )
         job = VideoJob(
             request,
@@ -122,6 +132,7 @@ def _make_jobs(settings: GenerateSettings, frames_per_second: int) -> list[Video
             frames_per_second=frames_per_second,
             scale=settings.scale,
             overwrite=settings.overwrite,
+            start=None if start is None else start.frames,
         )
         jobs.append(job)
     return jobs

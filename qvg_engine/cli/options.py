@@ -33,7 +33,10 @@ Seconds = Annotated[
 ]
 NumFrames = Annotated[int | None, typer.Option(min=1, help="Length of each video in frames.")]
 MaxStreams = Annotated[
-    int | None, typer.Option(min=1, help="Videos that are made at the same time.")
+    int | None,
+    typer.Option(
+        "--max-streams", "--streams", min=1, help="Videos that are made at the same time."
+    ),
 ]
 KvMemory = Annotated[str | None, typer.Option(help="Memory for the KV-cache, such as 2GiB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -8,10 +8,13 @@ from qvg_engine.loading import UnknownSizeError, load_family
 from qvg_engine.models.family import ModelFamily
 
 
-def load_video_family(config: EngineConfig) -> ModelFamily:
-    """Load the model that the settings name; ConfigError if it cannot turn prompts into videos."""
+def load_video_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFamily:
+    """Load the model that the settings name; ConfigError if it cannot turn prompts into videos.
+
+    With `headers_only` nothing but its sizes is known.
+    """
     try:
-        family = load_family(config)
+        family = load_family(config, headers_only=headers_only)
     except UnknownSizeError as error:
         raise _bare_network(config, "text encoder and VAE") from error
     missing = [

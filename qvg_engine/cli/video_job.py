@@ -29,7 +29,8 @@ class VideoJob:
     """Writes the chunks of one stream to one file, and notes when what happened.
 
     Times are seconds since the request was added. `scale` None enlarges videos that are too small
-    to watch by a whole factor, so that the shorter side has at least 256 pixels.
+    to watch by a whole factor, so that the shorter side has at least 256 pixels. The file begins
+    with the frames `start`, which do not count as made.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class VideoJob:
         frames_per_second: float,
         scale: int | None,
         overwrite: bool,
+        start: NDArray[np.uint8] | None = None,
     ) -> None:
         self.request = request
         self.path = path
@@ -51,6 +53,7 @@ class VideoJob:
         self._frames_per_second = frames_per_second
         self._scale = scale
         self._overwrite = overwrite
+        self._start = start
         self._writer: VideoWriter | None = None
         self._added_at = 0.0
 
@@ -100,9 +103,11 @@ class VideoJob:
                 scale=self._scale or _watchable_scale(*frames.shape[1:3]),
                 overwrite=self._overwrite,
             )
+            if self._start is not None:
+                self._writer.write(self._start)
         self.state = JobState.RUNNING
         self._writer.write(frames)
-        self.num_frames = self._writer.num_frames
+        self.num_frames += len(frames)
 
     def _finish(self) -> None:
         if self._writer is None:

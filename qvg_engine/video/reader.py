@@ -1,5 +1,6 @@
 """Reads MP4 files into arrays, for checks and reports. Knows nothing of how they were made."""
 
+from collections import deque
 from pathlib import Path
 
 import av
@@ -37,8 +38,10 @@ def probe_video(path: str | Path) -> VideoInfo:
         raise _unreadable(path, error) from error
 
 
-def read_video(path: str | Path, *, shrink: int = 1) -> NDArray[np.uint8]:
-    """Return all frames of the video at `path` as uint8 [T, H, W, 3] (RGB).
+def read_video(path: str | Path, *, shrink: int = 1, last: int | None = None) -> NDArray[np.uint8]:
+    """Return the frames of the video or image at `path` as uint8 [T, H, W, 3] (RGB).
+
+    All of them, or the `last` ones, and no more than those are held at any time.
 
     With `shrink` every block of shrink x shrink pixels becomes its mean, which undoes the `scale`
     of the writer; height and width must be multiples of it. Raises RequestError if the file is not
@@ -46,10 +49,13 @@ def read_video(path: str | Path, *, shrink: int = 1) -> NDArray[np.uint8]:
     """
     try:
         with av.open(str(path)) as container:
-            frames = [
-                _shrunk(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), shrink)
-                for frame in container.decode(video=0)
-            ]
+            frames = deque(
+                (
+                    _shrunk(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False), shrink)
+                    for frame in container.decode(video=0)
+                ),
+                maxlen=last,
+            )
     except (OSError, IndexError, av.FFmpegError) as error:
         raise _unreadable(path, error) from error
     if not frames:

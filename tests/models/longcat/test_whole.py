@@ -9,16 +9,20 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from qvg_engine import EngineConfig, VideoEngine, VideoRequest
 from qvg_engine.cli.app import main
+from qvg_engine.cli.start_frames import read_start
 from qvg_engine.loading import load_family
+from qvg_engine.memory_plan import plan_memory
 from qvg_engine.models.longcat.conditions import LongCatConditions
 from qvg_engine.models.longcat.config import CLASS_NAME
 from qvg_engine.models.longcat.layout import to_published_
 from qvg_engine.models.vae.wan import WanVaeCodec
 from qvg_engine.video.reader import read_video
+from qvg_engine.video.writer import VideoWriter
 from tests.models.longcat.toy import CONFIG, make_network
 
 SIZE = msgspec.structs.replace(CONFIG, caption_channels=16, hidden_size=64)
@@ -124,3 +128,68 @@ def test_the_command_line_makes_a_video(
     assert code == 0
     (video,) = (tmp_path / "videos").glob("*.mp4")
     assert read_video(video).shape == (9, 32, 64, 3)
+
+
+def test_the_command_line_continues_a_video(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thirteen pixel frames, four latent ones, are the condition."""
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        *("generate", "a red fox", "--model", str(folder), "--size", "64x32"),
+        *("--num-frames", "8", "--scale", "1", "--kv-memory", "64MiB", "--device", "cpu"),
+    ]
+    assert main(arguments) == 0
+    (first,) = (tmp_path / "videos").glob("*.mp4")
+    given = tmp_path / "given.mp4"
+    writer = VideoWriter(given, frames_per_second=15, scale=1, overwrite=True)
+    writer.write(np.random.default_rng(0).integers(0, 255, (20, 32, 64, 3), dtype=np.uint8))
+    writer.close()
+    start = read_start(given, load_family(settings(folder, latent_shape=(4, 4, 8))))
+    assert start.latents.shape == (4, 4, 4, 8)
+    assert main([*arguments, "--start-from", str(given), "--output-dir", "more"]) == 0
+    (second,) = (tmp_path / "more").glob("*.mp4")
+    assert len(read_video(second)) >= 8
+    assert not np.array_equal(read_video(first)[-8:], read_video(second)[-8:])
+
+
+def test_a_plan_is_what_an_engine_allocates(folder: Path) -> None:
+    config = settings(folder, frames_per_chunk=2, kv_format="bf16", max_streams=2, page_size=16)
+    plan = plan_memory(
+        config,
+        load_family(config, headers_only=True),
+        num_frames=30,
+        num_streams=2,
+        gpu_bytes=2**34,
+        kv_formats=("bf16",),
+    )
+    engine = VideoEngine(msgspec.structs.replace(config, kv_memory=plan.formats[0].kv_bytes))
+    rows = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    for index in range(2):
+        conditions = LongCatConditions(
+            num_steps=2, enhance_hf=False, negative_prompt_embeds=rows - index - 1
+        )
+        request = VideoRequest(
+            request_id=str(index),
+            prompt_embeds=rows + index,
+            num_frames=30,
+            conditions=conditions,
+        )
+        engine.add_request(request)
+    most_text = most_decoder = most_pages = 0
+    while engine.has_unfinished_requests():
+        engine.step()
+        stats = engine.stats()
+        most_text = max(most_text, stats.text_bytes)
+        most_decoder = max(most_decoder, stats.decoder_bytes)
+        most_pages = max(most_pages, stats.pages_used)
+    assert engine._cache.store.num_bytes == pytest.approx(plan.formats[0].kv_bytes, rel=0.02)
+    assert most_pages == engine.stats().pages_total == 2 * -(-4 * 6 // 16)
+    assert stats.workspace_bytes == plan.workspace_bytes
+    assert most_text == plan.text_bytes
+    assert most_decoder == plan.decoder_bytes
+    family: Any = engine.family
+    assert plan.weights.network == sum(part.nbytes for part in family.network.parameters())
+    assert plan.activation_bytes is not None
+    # Four frames and two new ones in both branches of both videos.
+    assert plan.activation_bytes == family.activation_bytes(2 * 2 * 6 * 6)

@@ -14,53 +14,9 @@ from qvg_engine.cli.app import main
 from qvg_engine.errors import ConfigError
 from qvg_engine.loading import load_family
 from qvg_engine.models.vae.wan import WanVaeCodec
-from qvg_engine.models.wan.config import WanConfig
-from qvg_engine.models.wan.layout import to_published
-from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.video.reader import read_video
 
-SIZE = WanConfig(
-    dim=64, ffn_dim=48, num_heads=2, num_layers=1, in_dim=4, out_dim=4, text_dim=16, freq_dim=16
-)
-
-
-@pytest.fixture
-def folder(
-    wan_vae: Any,
-    umt5: Any,
-    umt5_tokenizer: Path,
-    save_wan_vae: Callable[..., Path],
-    save_umt5: Callable[..., Path],
-    tmp_path: Path,
-) -> Path:
-    """Self-Forcing's file, and the base model's parts as diffusers saves them."""
-    torch.manual_seed(0)
-    network = WanNetwork(SIZE)
-    published = to_published(network.state_dict(), SIZE.head_dim)
-    root = tmp_path / "model"
-    (root / "checkpoints").mkdir(parents=True)
-    state = {f"model.{key}": value for key, value in published.items()}
-    torch.save({"generator_ema": state}, root / "checkpoints/self_forcing_dmd.pt")
-    base = root / "wan_models/Wan2.1-T2V-1.3B"
-    base.mkdir(parents=True)
-    save_wan_vae(wan_vae, base / "vae")
-    save_umt5(umt5, base / "text_encoder")
-    shutil.copytree(umt5_tokenizer, base / "google/umt5-xxl")
-    return root
-
-
-def settings(model: Path, **more: Any) -> EngineConfig:
-    given = {
-        "num_heads": 2,
-        "latent_shape": (4, 4, 6),
-        "text_len": 8,
-        "window_frames": 9,
-        "kv_format": "q4",
-        "kv_memory": 2**24,
-        "device": "cpu",
-        **more,
-    }
-    return EngineConfig(model=str(model), **given)
+Settings = Callable[..., EngineConfig]
 
 
 def make(config: EngineConfig) -> dict[str, np.ndarray]:
@@ -83,24 +39,25 @@ def make(config: EngineConfig) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-def test_prompts_become_frames(folder: Path, by_file: bool) -> None:
-    family = load_family(
-        settings(folder / "checkpoints/self_forcing_dmd.pt" if by_file else folder)
-    )
-    assert isinstance(family.codec, WanVaeCodec)
-    made = make(settings(folder))
+def test_prompts_become_frames(wan_folder: Path, wan_settings: Settings, by_file: bool) -> None:
+    model = wan_folder / "checkpoints/self_forcing_dmd.pt" if by_file else wan_folder
+    assert isinstance(load_family(wan_settings(model)).codec, WanVaeCodec)
+    made = make(wan_settings(model))
     assert made["a"].shape == made["b"].shape == (30, 32, 48, 3)
     assert not np.array_equal(made["a"], made["b"])
 
 
-def test_offload_changes_nothing(folder: Path) -> None:
-    plain, taken_in_turns = make(settings(folder)), make(settings(folder, offload=True))
+def test_offload_changes_nothing(wan_folder: Path, wan_settings: Settings) -> None:
+    plain, taken_in_turns = (
+        make(wan_settings(wan_folder)),
+        make(wan_settings(wan_folder, offload=True)),
+    )
     for name in ("a", "b"):
         assert np.array_equal(plain[name], taken_in_turns[name])
 
 
-def test_parts_can_be_given(folder: Path, tmp_path: Path) -> None:
-    base = folder / "wan_models/Wan2.1-T2V-1.3B"
+def test_parts_can_be_given(wan_folder: Path, wan_settings: Settings, tmp_path: Path) -> None:
+    base = wan_folder / "wan_models/Wan2.1-T2V-1.3B"
     elsewhere = {}
     for name, part in (
         ("vae", base / "vae"),
@@ -108,38 +65,38 @@ def test_parts_can_be_given(folder: Path, tmp_path: Path) -> None:
         ("tokenizer", base / "google/umt5-xxl"),
     ):
         elsewhere[name] = str(shutil.move(part, tmp_path / f"my-{name}"))
-    bare = load_family(settings(folder))
+    bare = load_family(wan_settings(wan_folder))
     assert (bare.codec, bare.prompt_encoder) == (None, None)
-    assert load_family(settings(folder, **elsewhere)).prompt_encoder is not None
+    assert load_family(wan_settings(wan_folder, **elsewhere)).prompt_encoder is not None
     with pytest.raises(ConfigError, match="has no tokenizer beside it"):
-        load_family(settings(folder, text_encoder=elsewhere["text_encoder"]))
+        load_family(wan_settings(wan_folder, text_encoder=elsewhere["text_encoder"]))
     with pytest.raises(ConfigError, match="vae is '/nowhere', which does not exist"):
-        load_family(settings(folder, vae="/nowhere"))
+        load_family(wan_settings(wan_folder, vae="/nowhere"))
 
 
-def test_headers_alone_make_a_family(folder: Path) -> None:
-    family = load_family(settings(folder), headers_only=True)
+def test_headers_alone_make_a_family(wan_folder: Path, wan_settings: Settings) -> None:
+    family = load_family(wan_settings(wan_folder), headers_only=True)
     assert family.codec is not None
     assert family.codec.state_bytes(4, 6) > 0
     assert family.network.head.modulation.is_meta  # type: ignore[attr-defined]
 
 
 def test_the_command_line_makes_a_video(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "checkpoints/self_forcing_dmd.pt").rename(
-        folder / "diffusion_pytorch_model.safetensors.pt"
+    (wan_folder / "checkpoints/self_forcing_dmd.pt").rename(
+        wan_folder / "diffusion_pytorch_model.safetensors.pt"
     )
-    content = torch.load(folder / "diffusion_pytorch_model.safetensors.pt", weights_only=True)
+    content = torch.load(wan_folder / "diffusion_pytorch_model.safetensors.pt", weights_only=True)
     from safetensors.torch import save_file
 
-    save_file(content["generator_ema"], folder / "diffusion_pytorch_model.safetensors")
-    (folder / "config.json").write_text('{"num_heads": 2}')
-    base = folder / "wan_models/Wan2.1-T2V-1.3B"
+    save_file(content["generator_ema"], wan_folder / "diffusion_pytorch_model.safetensors")
+    (wan_folder / "config.json").write_text('{"num_heads": 2}')
+    base = wan_folder / "wan_models/Wan2.1-T2V-1.3B"
     monkeypatch.chdir(tmp_path)
     code = main(
         [
-            *("generate", "a red fox", "--model", str(folder), "--size", "64x32"),
+            *("generate", "a red fox", "--model", str(wan_folder), "--size", "64x32"),
             *("--vae", str(base / "vae"), "--num-frames", "13", "--scale", "1"),
             *("--kv-memory", "64MiB", "--device", "cpu", "--offload"),
         ]
@@ -147,3 +104,30 @@ def test_the_command_line_makes_a_video(
     assert code == 0
     (video,) = (tmp_path / "videos").glob("*.mp4")
     assert read_video(video).shape == (13, 32, 64, 3)
+
+
+def test_a_video_goes_on_from_frames(wan_folder: Path, wan_settings: Settings) -> None:
+    """What is decoded chunk by chunk is one decode of the context and what was made."""
+    engine = VideoEngine(wan_settings(wan_folder))
+    codec = engine.family.codec
+    assert codec is not None
+    given = np.random.default_rng(0).integers(0, 256, (13, 32, 48, 3), dtype=np.uint8)
+    context = codec.encode(given)
+    made: dict[str, list[Any]] = {}
+    for output, field in (("video", "frames"), ("latents", "latents")):
+        request = VideoRequest(
+            request_id=output,
+            prompt="a fox",
+            num_frames=20,
+            seed=3,
+            context_latents=context,
+            output=output,  # type: ignore[arg-type]
+        )
+        engine.add_request(request)
+        made[field] = []
+        while engine.has_unfinished_requests():
+            made[field] += [getattr(item, field) for item in engine.step()]
+    frames = np.concatenate(made["frames"])
+    whole, _ = codec.decode_chunk(torch.cat([context, *made["latents"]]), None)
+    assert len(frames) == 20
+    assert np.abs(frames.astype(int) - whole[13:33].numpy()).max() <= 1

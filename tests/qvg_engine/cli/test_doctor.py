@@ -43,7 +43,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, int]]:
         return PLAN
 
     family = SimpleNamespace(name="pocket", codec=SimpleNamespace(frames_per_second=16))
-    monkeypatch.setattr(examine, "load_video_family", lambda config: family)
+    monkeypatch.setattr(examine, "load_video_family", lambda config, **options: family)
     monkeypatch.setattr(examine, "plan_capacity", plan_capacity)
     monkeypatch.setattr(
         examine, "describe_attention", lambda config, _: [("strategy", config.attention_backend)]
