@@ -11,8 +11,10 @@ from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns
 from qvg_engine.models.worldplay.checkpoint import load_hunyuan_network, load_wan_network
 from qvg_engine.models.worldplay.files import WorldPlayFiles
+from qvg_engine.models.worldplay.hunyuan_family import LATENT_SIZE as HUNYUAN_SIZE
 from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily, hunyuan_settings
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
+from qvg_engine.models.worldplay.wan_family import LATENT_SIZE as WAN_SIZE
 from qvg_engine.models.worldplay.wan_family import WorldPlayWanFamily, wan_settings
 
 _OTHER_FAMILIES = ("lora", "lora_alpha")
@@ -41,14 +43,17 @@ def load_worldplay(
             )
     dtype = config.torch_dtype
     if files.kind == "5b":
-        settings = _settings(override(wan_settings(), config))
         num_heads = config.num_heads or files.num_heads
         network = load_wan_network(files, device=device, dtype=dtype, num_heads=num_heads)
         _add(network, turns)
+        settings = _settings(override(wan_settings((network.config.in_dim, *WAN_SIZE)), config))
         return WorldPlayWanFamily(network, settings, name=files.name, turns=turns)
-    settings = _settings(override(hunyuan_settings(distilled=not files.guided), config))
     joint = load_hunyuan_network(files, device=device, dtype=dtype)
     _add(joint, turns)
+    defaults = hunyuan_settings(
+        (joint.config.latent_channels, *HUNYUAN_SIZE), distilled=not files.guided
+    )
+    settings = _settings(override(defaults, config))
     return WorldPlayHunyuanFamily(joint, settings, name=files.name, turns=turns)
 
 

@@ -21,13 +21,15 @@ from qvg_engine.models.worldplay.passes import WorldPlayPass
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
 
 MEMORY_FRAMES = 20
+CHANNELS, LATENT_SIZE = 32, (30, 52)
+"""Latent samples of 832x480 pixels."""
 TEXT_LEN = 1000
 DISTILLED_TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
 GUIDED_STEPS, GUIDANCE_SCALE = 50, 6.0
 
 
 def hunyuan_settings(
-    latent_shape: tuple[int, int, int] = (32, 30, 52), *, distilled: bool = True
+    latent_shape: tuple[int, int, int] = (CHANNELS, *LATENT_SIZE), *, distilled: bool = True
 ) -> WorldPlaySettings:
     """The published rollout of the 8B, at 832x480 unless another latent size is given.
 

@@ -23,9 +23,13 @@ from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
 # The published steps of the 5B: 1000, 750, 500 and 250 warped by a shift of 8, rounded.
 TIMESTEPS = (1000.0, 960.0, 888.8889, 727.2728)
 MEMORY_FRAMES = 16
+CHANNELS, LATENT_SIZE = 48, (44, 80)
+"""Latent samples of 1280x704 pixels."""
 
 
-def wan_settings(latent_shape: tuple[int, int, int] = (48, 44, 80)) -> WorldPlaySettings:
+def wan_settings(
+    latent_shape: tuple[int, int, int] = (CHANNELS, *LATENT_SIZE),
+) -> WorldPlaySettings:
     """The published rollout of the 5B, at 1280x704 unless another latent size is given."""
     return WorldPlaySettings(
         latent_shape=latent_shape,

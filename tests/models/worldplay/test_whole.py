@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from qvg_engine import EngineConfig, VideoEngine, VideoRequest
+from qvg_engine.cli.video_family import with_size
 from qvg_engine.errors import ConfigError, RequestError
 from qvg_engine.loading import load_family
 from qvg_engine.models.wan.layout import to_published
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
 from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
+from qvg_engine.plan import plan_capacity
 from tests.models.worldplay.test_worldplay_files import published_wan_name
 from tests.models.worldplay.toy import WAN_CONFIG, drawn
 
@@ -101,6 +103,17 @@ def test_guidance_by_words(folder: Path) -> None:
 
 def test_taking_turns_changes_nothing(folder: Path) -> None:
     assert np.array_equal(make(settings(folder)), make(settings(folder, offload=True)))
+
+
+def test_what_fits_is_known_from_headers(folder: Path) -> None:
+    config = settings(folder, dtype="float32")
+    config = msgspec.structs.replace(config, latent_shape=None)
+    family = load_family(config, headers_only=True)
+    assert family.settings.latent_shape == (4, 44, 80)
+    plan = plan_capacity(with_size(config, (WIDTH, HEIGHT)), family, num_frames=29)
+    # Seven latent frames take two chunks; the second remembers the first, whatever comes later.
+    assert plan.pages_per_stream == -(-4 * family.tokens_per_frame // config.page_size)
+    assert plan.longest_frames is None or plan.longest_frames > 29
 
 
 def test_a_picture_of_another_size(folder: Path) -> None:
