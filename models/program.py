@@ -87,12 +87,13 @@ class PassRecord(msgspec.Struct, frozen=True, kw_only=True):
 class CleanChunk(msgspec.Struct, frozen=True):
     """A chunk that is done: `latents` [F, C, h, w].
 
-    With a `lead` [F, C, h, w] the decoder starts anew, with latents whose frames are not shown.
+    With `decode_after` [F', C, h, w] the decoder starts anew, with these latents first, whose
+    frames are not given out.
     """
 
     chunk_index: int
     latents: Tensor
-    lead: Tensor | None = None
+    decode_after: Tensor | None = None
 
 
 class Eviction(msgspec.Struct, frozen=True):

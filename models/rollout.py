@@ -20,6 +20,10 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     rows that the network attends to, padding included. `positions` are what keys and queries are
     rotated by: "absolute" counts from the start of the video, "window" among the tokens that a
     pass sees, so that no position is larger than the window.
+
+    With `rollout_frames` a longer video is made of several rollouts, as CausVid does it: once so
+    many frames are there, everything is forgotten but the last `overlap_frames`, from which the
+    next rollout starts, at position 0.
     """
 
     latent_shape: tuple[int, int, int]
@@ -32,6 +36,8 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     commit_timestep: float = 0.0
     text_len: int = 512
     positions: Positions = "absolute"
+    rollout_frames: int | None = None
+    overlap_frames: int = 3
 
     def __post_init__(self) -> None:
         for name in ("frames_per_chunk", "text_len"):
@@ -44,6 +50,14 @@ class RolloutSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         check_choice("positions", self.positions, get_args(Positions))
         if self.sink_frames < 0:
             raise ConfigError(f"sink_frames is {self.sink_frames}: give 0 or more")
+        if self.overlap_frames < 1:
+            raise ConfigError(f"overlap_frames is {self.overlap_frames}: give a positive number")
+        least = self.overlap_frames + self.frames_per_chunk
+        if self.rollout_frames is not None and self.rollout_frames < least:
+            raise ConfigError(
+                f"rollout_frames is {self.rollout_frames}: give at least {least} (overlap_frames "
+                f"{self.overlap_frames} + frames_per_chunk {self.frames_per_chunk}), or None"
+            )
         smallest = self.sink_frames + self.frames_per_chunk
         if self.window_frames is not None and self.window_frames < smallest:
             raise ConfigError(

@@ -38,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     * `timesteps`, `warp_timesteps`, `shift`, `commit_timestep`: the sampler.
     * `text_len`: text rows that the network attends to, padding included.
     * `positions`: "absolute", or "window" for positions within the window.
+    * `rollout_frames`, `overlap_frames`: latent frames of a rollout, and what the next keeps of it.
     * `num_heads`: attention heads, where they are not of 128 channels.
 
     The KV-cache and the step:
@@ -85,6 +86,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     commit_timestep: float | None = None
     text_len: int | None = None
     positions: Positions | None = None
+    rollout_frames: int | UnsetType | None = UNSET
+    overlap_frames: int | None = None
     num_heads: int | None = None
 
     kv_format: str | PageFormat | Allocation = "q2"

@@ -57,6 +57,12 @@ class DecoderSlots:
         self._spill(keep=self.num_slots)
         return frames
 
+    def restart(self, request_id: str) -> None:
+        """Forget what a stream's decoder has seen."""
+        assert self._holds(request_id), f"{request_id!r} holds no place"
+        self.release(request_id)
+        self._on_host[request_id] = None
+
     def release(self, request_id: str) -> None:
         """Take a stream's place back, if it has one."""
         self._on_device.pop(request_id, None)

@@ -18,7 +18,7 @@ from qvg_engine.models.text.umt5 import load_umt5, published_umt5
 from qvg_engine.models.turns import Turns
 from qvg_engine.models.vae.taehv import load_taehv
 from qvg_engine.models.vae.wan import load_wan_vae, published_wan_vae
-from qvg_engine.models.wan.checkpoint import load_wan
+from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES, load_wan
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.files import (
     LATENT_SIZE,
@@ -50,6 +50,7 @@ _ROLLOUT_FIELDS = (
     "commit_timestep",
     "text_len",
     "positions",
+    "overlap_frames",
 )
 
 
@@ -101,6 +102,7 @@ def _load_wan_family(files: WanFiles, config: EngineConfig, *, headers_only: boo
         num_heads=config.num_heads or files.num_heads,
         lora=files.lora,
         lora_alpha=config.lora_alpha,
+        names=STATE_DICT_NAMES if files.recipe is None else files.recipe.names,
     )
     if turns is not None:
         turns.add(network)
@@ -241,6 +243,7 @@ def override(defaults: RolloutSettings, config: EngineConfig) -> RolloutSettings
         for name, value in given.items()
         if value is not None
     }
-    if config.window_frames is not msgspec.UNSET:
-        given["window_frames"] = config.window_frames
+    for name in ("window_frames", "rollout_frames"):
+        if getattr(config, name) is not msgspec.UNSET:
+            given[name] = getattr(config, name)
     return msgspec.structs.replace(defaults, **given)

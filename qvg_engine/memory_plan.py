@@ -63,7 +63,8 @@ class FormatPlan(msgspec.Struct, frozen=True, kw_only=True):
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU's memory, shared out among `num_streams` videos of `num_frames` pixel frames.
 
-    `activation_bytes` is an estimate of what a step computes with; None where the family has none.
+    `activation_bytes` is an estimate of what a step computes with, or a decode after it, whichever
+    is more; None where the family has none.
     `decoder_bytes` counts the slots on the device.
     """
 
@@ -126,6 +127,8 @@ class _Planner:
         self._weights = weight_bytes(family, offload=config.offload)
         height, width = family.settings.latent_shape[1:]
         codec = family.codec
+        decode: Any = getattr(codec, "decode_bytes", None)
+        self._decode_bytes = 0 if decode is None else int(decode(height, width))
         self._state_bytes = 0 if codec is None else codec.state_bytes(height, width)
         self._chunk_pages = pages_for(
             family.settings.frames_per_chunk * family.tokens_per_frame, config.page_size
@@ -144,6 +147,8 @@ class _Planner:
         tokens = count_tokens(first)
         in_step = max(tokens, min(config.max_batch_tokens, num_streams * tokens))
         estimate: Any = getattr(family, "activation_bytes", None)
+        # A step's forward is over when its chunks are decoded.
+        activations = None if estimate is None else max(estimate(in_step), self._decode_bytes)
         return MemoryPlan(
             gpu_bytes=self._gpu_bytes,
             num_frames=self._num_frames,
@@ -155,7 +160,7 @@ class _Planner:
                 max_tokens=workspace_tokens(family, config),
                 dtype=config.torch_dtype,
             ),
-            activation_bytes=None if estimate is None else estimate(in_step),
+            activation_bytes=activations,
             text_bytes=num_streams * text,
             decoder_bytes=min(num_streams, slots) * self._state_bytes,
             formats=(),

@@ -76,12 +76,12 @@ class Stream:
         index = chunk.chunk_index
         if not self.wants_video:
             return PendingOutput(self.request_id, index, chunk.latents.float())
-        context = self.request.context_latents
-        if chunk.lead is not None:
-            slots.release(self.request_id)
-            slots.acquire(self.request_id)
-            slots.decode(self.request_id, chunk.lead)
-        elif not self._num_frames_sent and context is not None and len(context):
+        context = chunk.decode_after
+        if context is not None:
+            slots.restart(self.request_id)
+        elif not self._num_frames_sent:
+            context = self.request.context_latents
+        if context is not None and len(context):
             # The decoder has to have seen what the video continues from.
             slots.decode(self.request_id, send(context, chunk.latents.device, chunk.latents.dtype))
         frames = slots.decode(self.request_id, chunk.latents)

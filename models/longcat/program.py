@@ -190,7 +190,7 @@ class LongCatProgram:
         return Advance(records=self._records(self._condition, flows, None))
 
     def _end_segment(self, clean: Tensor, records: tuple[PassRecord, ...]) -> Advance:
-        chunk = CleanChunk(self._segment, clean, lead=self._condition)
+        chunk = CleanChunk(self._segment, clean, decode_after=self._condition)
         whole = clean if self._condition is None else torch.cat([self._condition, clean])
         self._segment += 1
         work = None

@@ -18,6 +18,7 @@ from qvg_engine.errors import CheckpointError, RequestError
 from qvg_engine.kernels.device_table import send
 from qvg_engine.models.family import DecoderState, Frames
 from qvg_engine.models.packages import require_package
+from qvg_engine.models.peak_bytes import PeakBytes
 from qvg_engine.models.shards import read_json, safetensors_in
 from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.checkpoint import check_keys
@@ -64,16 +65,28 @@ class WanVaeCodec:
     def pixel_frames(self, latent_frames: int) -> int:
         return 1 + (latent_frames - 1) * self.temporal_factor
 
-    @torch.inference_mode()
     def state_bytes(self, height: int, width: int) -> int:
         """Bytes of a state after two latent frames, when it has reached its size."""
+        return self._sizes(height, width)[0]
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """Bytes that decoding a latent frame holds at its widest, beside state and weights."""
+        return self._sizes(height, width)[1]
+
+    @torch.inference_mode()
+    def _sizes(self, height: int, width: int) -> tuple[int, int]:
+        """Bytes of a state, and what a decode holds beside it, from a run without data."""
         with torch.device("meta"):
             model = nn.Module.to(type(self.vae).from_config(self.vae.config), self._dtype)
             latent = torch.empty(1, self.latent_channels, 1, height, width, dtype=self._dtype)
         features = _empty_features(model.decoder)
-        for index in range(3):
+        for index in range(2):
             model.decoder(latent, feat_cache=features, feat_idx=[0], first_chunk=index == 0)
-        return sum(part.nbytes for part in features if isinstance(part, Tensor))
+        with PeakBytes() as counted:
+            model.decoder(latent, feat_cache=features, feat_idx=[0])
+        state = sum(part.nbytes for part in features if isinstance(part, Tensor))
+        # The new state takes the old one's place only as the decode goes on.
+        return state, max(0, counted.most)
 
     @torch.inference_mode()
     def decode_chunk(self, latents: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:

@@ -26,21 +26,27 @@ def load_wan(
     num_heads: int | None = None,
     lora: Path | None = None,
     lora_alpha: float | None = None,
+    names: tuple[str, ...] = STATE_DICT_NAMES,
 ) -> WanNetwork:
     """Build a network from a checkpoint file, or from its shards; sizes are read from the weights.
 
     `num_heads` overrides the published 128 channels a head. `lora` is merged into the weights, see
-    `read_lora`. The host holds one tensor at a time beside what the network keeps. On the device
-    "meta" nothing but the headers is read. Raises `CheckpointError` for a file that is corrupt, or
-    of another model (missing and left-over keys are listed).
+    `read_lora`. `names` are tried in order for a `.pt` file's state dict. The host holds one tensor
+    at a time beside what the network keeps. On the device "meta" nothing but the headers is read.
+
+    Raises `CheckpointError` for a file that is corrupt, or of another model (missing and left-over
+    keys are listed).
     """
     paths = [Path(path)] if isinstance(path, str | Path) else list(path)
-    weights = Weights(paths, STATE_DICT_NAMES)
+    weights = Weights(paths, names)
     if any(is_lora(name) for name in weights.shapes):
         raise CheckpointError(
             f"{paths[0]} is a LoRA, not a network: give its base network, and this file as lora"
         )
     file_names = wan_names(weights.shapes)
+    if len(file_names) < len(weights.shapes):
+        twice = weights.shapes.keys() - set(file_names.values())
+        raise CheckpointError(f"{paths[0]} holds tensors twice: {listing(twice)}")
     shapes = {name: weights.shapes[file_name] for name, file_name in file_names.items()}
     config = config_from_weights(shapes, num_heads=num_heads)
     with torch.device("meta"):
@@ -49,10 +55,10 @@ def load_wan(
     if torch.device(device).type == "meta":
         return network.eval().requires_grad_(False)
     updates = {} if lora is None else read_lora(lora, shapes, alpha=lora_alpha)
-    names = {file_name: name for name, file_name in file_names.items()}
+    given_as = {file_name: name for name, file_name in file_names.items()}
     state = {}
     for file_name, value in weights.read():
-        name = names[file_name]
+        name = given_as[file_name]
         if name in updates:
             value = updates.pop(name).added_to(value)
         ordered = internal(name, value, config.head_dim)

@@ -1,6 +1,7 @@
 """The causal Wan family as the engine sees it: a network, its rollout settings, its codecs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import torch
@@ -19,6 +20,7 @@ from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.wan.program import WanProgram
+from qvg_engine.models.wan.rollouts import RolloutProgram
 from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.wan.sampler import FewStepSampler
 
@@ -111,7 +113,10 @@ class WanFamily:
                 f"{self.network.config.in_dim}"
             )
         rows, columns = self.tokens_in_frame(height, width)
-        return WanProgram(
+        make: Callable[..., WanProgram] = WanProgram
+        if self.settings.rollout_frames is not None:
+            make = partial(RolloutProgram, codec=self.codec)
+        return make(
             inputs,
             settings=self.settings,
             sampler=self.sampler,

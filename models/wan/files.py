@@ -11,6 +11,7 @@ import msgspec
 
 from qvg_engine.errors import CheckpointError, ConfigError
 from qvg_engine.models.shards import read_json, safetensors_in
+from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES
 from qvg_engine.models.wan.config import WanConfig
 
 LATENT_SIZE = (60, 104)
@@ -22,13 +23,15 @@ LORA_NAME = "lora.pt"
 class WanRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """A published model: the fields of `RolloutSettings` that it sets, and its files.
 
-    `files` are paths within its repository; a file may also lie in the folder itself.
+    `files` are paths within its repository; a file may also lie in the folder itself. `names` are
+    those under which a file keeps the network, the one that its authors sample from first.
     """
 
     name: str
     files: tuple[str, ...]
     rollout: dict[str, Any] = {}
     needs_lora: bool = False
+    names: tuple[str, ...] = STATE_DICT_NAMES
 
 
 SELF_FORCING = WanRecipe(
@@ -44,16 +47,23 @@ LONGLIVE = WanRecipe(
     files=("models/longlive_base.pt",),
     rollout={"window_frames": 12, "sink_frames": 3},
     needs_lora=True,
+    # The LoRA was trained on, and is merged into, the network itself and not its average.
+    names=("generator", "model", "generator_ema"),
 )
 CAUSVID = WanRecipe(
     name="causvid",
     files=("autoregressive_checkpoint/model.pt",),
-    rollout={"timesteps": (1000.0, 757.0, 522.0), "warp_timesteps": False, "shift": 8.0},
+    rollout={
+        "timesteps": (1000.0, 757.0, 522.0),
+        "warp_timesteps": False,
+        "shift": 8.0,
+        "rollout_frames": 21,
+    },
 )
 CAUSVID_WARPED = WanRecipe(
     name="causvid-warp",
     files=("autoregressive_checkpoint_warp_4step_cfg2/model.pt",),
-    rollout={"shift": 8.0},
+    rollout={"shift": 8.0, "rollout_frames": 21},
 )
 PUBLISHED_SIZE = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 PUBLISHED = (SELF_FORCING, LONGLIVE, CAUSVID, CAUSVID_WARPED)

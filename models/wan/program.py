@@ -164,10 +164,14 @@ class WanProgram:
             self._step = step + 1
             return Advance(records=records)
         self._x, self._step = x0, None
-        chunks = (CleanChunk(self._chunk, x0),)
+        chunks = (CleanChunk(self._chunk, x0, self._take_decode_after()),)
         if self._chunk + 1 == self.num_chunks and not self._inputs.record_passes:
             self._chunk += 1
         return Advance(chunks=chunks, records=records)
+
+    def _take_decode_after(self) -> Tensor | None:
+        """What the decoder starts anew with before the chunk that is done."""
+        return None
 
     def _advance_commit(self, flow: Tensor) -> Advance:
         x0 = self._current()

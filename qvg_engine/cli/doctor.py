@@ -7,6 +7,7 @@ import typer
 from qvg_engine.cli.examine import examine
 from qvg_engine.cli.options import (
     AttentionBackend,
+    DecoderSlots,
     Device,
     Dtype,
     KvFormat,
@@ -44,6 +45,7 @@ def doctor(
     text_encoder: TextEncoder = None,
     tokenizer: Tokenizer = None,
     offload: Offload = False,
+    decoder_slots: DecoderSlots = None,
     device: Device = "auto",
     dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
@@ -62,6 +64,7 @@ def doctor(
         device=device,
         dtype=dtype or ("bfloat16" if gpu_memory is not None and model != "pocket" else None),
         attention_backend=attention_backend,
+        decoder_slots=decoder_slots,
         parts=ModelParts(
             vae=vae,
             text_encoder=text_encoder,

@@ -8,6 +8,7 @@ import typer
 from qvg_engine.cli.make_videos import make_videos
 from qvg_engine.cli.options import (
     AttentionBackend,
+    DecoderSlots,
     Device,
     Dtype,
     KvFormat,
@@ -80,6 +81,7 @@ def generate(
     tokenizer: Tokenizer = None,
     lora: Lora = None,
     offload: Offload = False,
+    decoder_slots: DecoderSlots = None,
     device: Device = "auto",
     dtype: Dtype = None,
     attention_backend: AttentionBackend = None,
@@ -116,6 +118,7 @@ def generate(
             dtype=dtype,
             attention_backend=attention_backend,
             batch_invariant=batch_invariant,
+            decoder_slots=decoder_slots,
             parts=ModelParts(
                 vae=vae,
                 text_encoder=text_encoder,

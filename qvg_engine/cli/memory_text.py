@@ -23,7 +23,7 @@ def describe_memory(plan: MemoryPlan) -> list[tuple[str, str]]:
         ("weights", f"{format_bytes(weights.resident)} ({listed}{turns})"),
         ("attention workspace", format_bytes(plan.workspace_bytes)),
         (
-            "activations, about",
+            "a step or a decode, about",
             "not known for this model" if activations is None else format_bytes(activations),
         ),
         ("text keys and values", format_bytes(plan.text_bytes)),

@@ -11,6 +11,7 @@ import typer
 from qvg_engine.allocation import Allocation, read_allocation
 from qvg_engine.block_manager.format import FORMATS
 from qvg_engine.cli.sizes import parse_bytes
+from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.paged_attention import Strategy
 
@@ -70,6 +71,13 @@ Offload = Annotated[
         help="Keep weights in host memory; network, VAE and text encoder take turns on the GPU.",
     ),
 ]
+DecoderSlots = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Videos whose decoder state is on the GPU; that of others waits in host memory.",
+    ),
+]
 
 
 class ModelParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +100,7 @@ def engine_settings(
     dtype: str | None = None,
     attention_backend: str | None = None,
     batch_invariant: bool = False,
+    decoder_slots: int | None = None,
     parts: ModelParts = ModelParts(),  # noqa: B008 - it is frozen
 ) -> dict[str, Any]:
     """The fields of EngineConfig that were given.
@@ -107,6 +116,8 @@ def engine_settings(
         "dtype": dtype or _default_dtype(model, device),
         "attention_backend": attention_backend,
         "batch_invariant": batch_invariant,
+        "decoder_slots": decoder_slots,
+        "spilled_decoders": _spilled(max_streams, decoder_slots),
         **msgspec.structs.asdict(parts),
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -120,6 +131,13 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     if match is None:
         raise ConfigError(f"--size is {size!r}: give width and height in pixels, such as 832x480")
     return int(match[1]), int(match[2])
+
+
+def _spilled(max_streams: int | None, decoder_slots: int | None) -> int | None:
+    """Streams beyond the decoder slots, which shall not keep any stream from running."""
+    if decoder_slots is None:
+        return None
+    return max(0, (max_streams or EngineConfig().max_streams) - decoder_slots)
 
 
 def _default_dtype(model: str, device: str) -> str | None:

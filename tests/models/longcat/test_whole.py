@@ -190,6 +190,6 @@ def test_a_plan_is_what_an_engine_allocates(folder: Path) -> None:
     assert most_decoder == plan.decoder_bytes
     family: Any = engine.family
     assert plan.weights.network == sum(part.nbytes for part in family.network.parameters())
-    assert plan.activation_bytes is not None
-    # Four frames and two new ones in both branches of both videos.
-    assert plan.activation_bytes == family.activation_bytes(2 * 2 * 6 * 6)
+    # Four frames and two new ones in both branches of both videos, or the decode after them.
+    in_step = family.activation_bytes(2 * 2 * 6 * 6)
+    assert plan.activation_bytes == max(in_step, family.codec.decode_bytes(4, 6))
