@@ -54,13 +54,15 @@ class DeferredChecks:
         self.names.append(name)
 
     def require(self, found: Sequence[Tensor] | None = None) -> None:
-        """Raise `NonFiniteError` for the first that failed.
+        """Raise `NonFiniteError` for the first that failed, and forget all.
 
         `found` are the flags on the host; without them this waits for the device. What was computed
         from such numbers, pages and codebooks too, is not to be used.
         """
-        found = Readback(self.flags).wait() if found is None else found
-        for name, is_finite in zip(self.names, found, strict=True):
+        names, flags = self.names, self.flags
+        self.names, self.flags = [], []
+        found = Readback(flags).wait() if found is None else found
+        for name, is_finite in zip(names, found, strict=True):
             bad = (~is_finite).nonzero()[:, 0].tolist()
             if bad:
                 raise NonFiniteError(

@@ -96,7 +96,12 @@ def test_attention_is_compared_with_the_best_dense_one(
 def test_the_choice_of_an_engine_stands_beside_the_times(
     dry_run: tuple[dict[str, Any], str],
 ) -> None:
-    rows = [row for row in section(dry_run[0], "attention")["rows"] if row["format"] != "dense"]
+    rows = [
+        row
+        for row in section(dry_run[0], "attention")["rows"]
+        # "auto" takes nothing that loses more than what pages hold.
+        if row["format"] != "dense" and row["strategy"] != "eight-bit"
+    ]
     assert rows
     by_case: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for row in rows:

@@ -21,7 +21,7 @@ __all__ = ["watch"]
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 
 # Cameras and points are on the host: requests see to it.
-HOST = HOST_ONLY | {"qvg_engine/models/worldplay/memory.py:_distances"}
+HOST = HOST_ONLY | {"qvg_engine.models.worldplay.memory:_distances"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
