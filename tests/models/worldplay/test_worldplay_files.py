@@ -110,6 +110,22 @@ def test_a_round_trip(kind: str, as_file: bool, tmp_path: Path) -> None:
         assert torch.equal(state[key], value), key
 
 
+def test_shards_and_prefixes(tmp_path: Path) -> None:
+    weights = {f"module.{key}": value for key, value in published("8b").items()}
+    names = sorted(weights)
+    index: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = f"diffusion_pytorch_model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, tmp_path / file)
+        index |= dict.fromkeys(part, file)
+    table = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    table.write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "config.json").write_text(json.dumps(HUNYUAN_JSON))
+    state = load(tmp_path).network.state_dict()
+    for key, value in make_family("8b").network.state_dict().items():
+        assert torch.equal(state[key], value), key
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_published_folders_within_a_repository(kind: str, tmp_path: Path) -> None:
     name = {"5b": "wan_distilled_model", "8b": "ar_distilled_action_model"}[kind]
