@@ -19,9 +19,14 @@ def safetensors_in(folder: Path, stem: str) -> list[Path]:
     if not index.is_file():
         raise CheckpointError(f"{folder} holds neither {whole.name} nor {index.name}")
     table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise CheckpointError(f"{index} lists no weights: copy it again")
+    if not isinstance(table, dict) or not all(_is_plain_name(name) for name in table.values()):
+        raise CheckpointError(f"{index} lists no files beside it: copy it again")
     return [folder / name for name in sorted(set(table.values()))]
+
+
+def _is_plain_name(name: object) -> bool:
+    """Whether it names a file of the folder itself, and of none other."""
+    return isinstance(name, str) and Path(name).name == name
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from qvg_engine.config import EngineConfig
 from qvg_engine.errors import CheckpointError, ConfigError
 from qvg_engine.longcat_model import load_longcat
 from qvg_engine.models.companions import find_companions
-from qvg_engine.models.family import ModelFamily, PromptEncoder, VideoCodec
+from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.longcat.checkpoint import FRAMES_PER_SECOND, is_longcat, model_folder
 from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pocket
 from qvg_engine.models.rollout import RolloutSettings
-from qvg_engine.models.text.umt5 import load_umt5, published_umt5
+from qvg_engine.models.text.umt5 import Umt5Encoder, load_umt5, published_umt5
 from qvg_engine.models.turns import Turns
-from qvg_engine.models.vae.taehv import load_taehv
-from qvg_engine.models.vae.wan import load_wan_vae, published_wan_vae
+from qvg_engine.models.vae.taehv import TaehvCodec, load_taehv
+from qvg_engine.models.vae.wan import WanVaeCodec, load_wan_vae, published_wan_vae
 from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES, load_wan
 from qvg_engine.models.wan.family import WanFamily
 from qvg_engine.models.wan.files import (
@@ -119,6 +119,8 @@ def _load_wan_family(files: WanFiles, config: EngineConfig, *, headers_only: boo
     codec, encoder = load_companions(
         files.folders, config, settings, turns=turns, headers_only=headers_only
     )
+    sizes = network.config
+    _check_widths(codec, encoder, sizes.in_dim, sizes.text_dim, config)
     if headers_only and network.config.in_dim == PUBLISHED_SIZE.in_dim:
         codec = codec or published_wan_vae(config.torch_dtype)
     if headers_only and network.config.text_dim == PUBLISHED_SIZE.text_dim:
@@ -158,6 +160,7 @@ def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool
         frames_per_second=FRAMES_PER_SECOND,
     )
     sizes = family.network.config
+    _check_widths(codec, encoder, sizes.in_channels, sizes.caption_channels, config)
     if headers_only and sizes.in_channels == PUBLISHED_SIZE.in_dim:
         codec = codec or published_wan_vae(config.torch_dtype)
     if headers_only and sizes.caption_channels == PUBLISHED_SIZE.text_dim:
@@ -193,7 +196,7 @@ def load_companions(
     turns: Turns | None,
     headers_only: bool,
     frames_per_second: int = 16,
-) -> tuple[VideoCodec | None, PromptEncoder | None]:
+) -> tuple[WanVaeCodec | TaehvCodec | None, Umt5Encoder | None]:
     """The Wan VAE and the UMT5 encoder that were given or lie in `folders`; None for none.
 
     Raises `ConfigError` and `CheckpointError` as `load_family` does.
@@ -202,8 +205,8 @@ def load_companions(
         folders, vae=config.vae, text_encoder=config.text_encoder, tokenizer=config.tokenizer
     )
     device = weights_device(config, turns, headers_only=headers_only)
-    codec: VideoCodec | None = None
-    encoder: PromptEncoder | None = None
+    codec: WanVaeCodec | TaehvCodec | None = None
+    encoder: Umt5Encoder | None = None
     if found.vae is not None:
         load_vae = load_taehv if found.vae.name.startswith("tae") else load_wan_vae
         codec = load_vae(
@@ -224,6 +227,26 @@ def load_companions(
             turns=turns,
         )
     return codec, encoder
+
+
+def _check_widths(
+    codec: WanVaeCodec | TaehvCodec | None,
+    encoder: Umt5Encoder | None,
+    latent_channels: int,
+    text_dim: int,
+    config: EngineConfig,
+) -> None:
+    """`ConfigError` for parts of another model."""
+    if codec is not None and codec.latent_channels != latent_channels:
+        raise ConfigError(
+            f"the VAE beside model {config.model!r} has {codec.latent_channels} latent channels, "
+            f"the network {latent_channels}: give the network's own as vae"
+        )
+    if encoder is not None and encoder.text_dim != text_dim:
+        raise ConfigError(
+            f"the text encoder beside model {config.model!r} makes rows of {encoder.text_dim} "
+            f"channels, the network takes {text_dim}: give its own as text_encoder"
+        )
 
 
 def weights_device(

@@ -21,6 +21,7 @@ _Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
 
 _OTHER_FAMILIES = ("sink_frames", "timesteps", "warp_timesteps", "positions", "num_heads")
+_UNSET_FIELDS = ("window_frames", "rollout_frames")
 
 
 def load_longcat(
@@ -33,8 +34,7 @@ def load_longcat(
     weights that cannot be used, and `ConfigError` for settings that this family does not have.
     """
     given = [name for name in _OTHER_FAMILIES if getattr(config, name) is not None]
-    if config.window_frames is not UNSET:
-        given.append("window_frames")
+    given += [name for name in _UNSET_FIELDS if getattr(config, name) is not UNSET]
     if given:
         raise ConfigError(
             f"{given[0]} is {getattr(config, given[0])!r}: LongCat-Video does not have it; its "

@@ -58,6 +58,11 @@ class Umt5Encoder:
         self._device = parameter.device if turns is None else turns.device
 
     @property
+    def text_dim(self) -> int:
+        """Channels of a row."""
+        return int(self.model.config.d_model)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the weights, those that are tied counted once."""
         state = self.model.state_dict()

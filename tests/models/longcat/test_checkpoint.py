@@ -208,6 +208,7 @@ def test_an_engine_loads_the_folder(model: Path) -> None:
     ("setting", "words"),
     [
         ({"window_frames": 8}, "window_frames is 8: LongCat-Video does not have it"),
+        ({"rollout_frames": 9}, "rollout_frames is 9"),
         ({"timesteps": (1000.0,)}, "timesteps is"),
         ({"num_heads": 4}, "num_heads is 4"),
         ({"sink_frames": 1}, "sink_frames is 1"),

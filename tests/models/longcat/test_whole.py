@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from qvg_engine import EngineConfig, VideoEngine, VideoRequest
 from qvg_engine.cli.app import main
 from qvg_engine.cli.start_frames import read_start
+from qvg_engine.errors import ConfigError
 from qvg_engine.loading import load_family
 from qvg_engine.memory_plan import plan_memory
 from qvg_engine.models.longcat.conditions import LongCatConditions
@@ -106,6 +107,16 @@ def test_a_clip_is_continued(folder: Path) -> None:
     made = make(config, context_latents=context)
     assert made.shape == (25, 32, 48, 3)
     assert not np.array_equal(made, make(config))
+
+
+def test_parts_of_another_model_are_refused(folder: Path) -> None:
+    config = folder / "dit" / "config.json"
+    weights = folder / "dit" / "diffusion_pytorch_model.safetensors"
+    other = msgspec.structs.replace(SIZE, caption_channels=12)
+    config.write_text(json.dumps({"_class_name": CLASS_NAME, **msgspec.to_builtins(other)}))
+    save_file(make_network(other).state_dict(), weights)
+    with pytest.raises(ConfigError, match="makes rows of 16 channels, the network takes 12"):
+        load_family(settings(folder))
 
 
 def test_headers_alone_make_a_family(folder: Path) -> None:

@@ -159,6 +159,24 @@ def test_diffusers_folders(published: Tensors, tmp_path: Path, sharded: bool) ->
     assert torch.equal(bias, published["head.head.bias"])
 
 
+def test_an_index_cannot_point_elsewhere(published: Tensors, tmp_path: Path) -> None:
+    save_file(published, tmp_path / "a.safetensors")
+    (tmp_path / "m").mkdir()
+    index = {"weight_map": dict.fromkeys(published, "../a.safetensors")}
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    (tmp_path / "m" / name).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="lists no files beside it"):
+        load(tmp_path / "m")
+
+
+def test_files_of_the_old_kind(published: Tensors, tmp_path: Path) -> None:
+    """Not an archive, and so not to be mapped."""
+    path = tmp_path / "w.pt"
+    torch.save({"generator": published}, path, _use_new_zipfile_serialization=False)
+    bias = load(path).network.state_dict()["head.head.bias"]
+    assert torch.equal(bias, published["head.head.bias"])
+
+
 def lora_of(weights: Tensors, rank: int = 3, infix: str = "") -> Tensors:
     """A PEFT state dict with an update of every linear layer of the blocks."""
     generator = torch.Generator().manual_seed(1)

@@ -13,6 +13,7 @@ from qvg_engine import EngineConfig, VideoEngine, VideoRequest
 from qvg_engine.cli.app import main
 from qvg_engine.errors import ConfigError
 from qvg_engine.loading import load_family
+from qvg_engine.models.vae.taehv import Taehv
 from qvg_engine.models.vae.wan import WanVaeCodec
 from qvg_engine.video.reader import read_video
 
@@ -54,6 +55,27 @@ def test_offload_changes_nothing(wan_folder: Path, wan_settings: Settings) -> No
     )
     for name in ("a", "b"):
         assert np.array_equal(plain[name], taken_in_turns[name])
+
+
+def test_a_state_on_the_host_changes_nothing(wan_folder: Path, wan_settings: Settings) -> None:
+    plain = make(wan_settings(wan_folder))
+    spilled = make(wan_settings(wan_folder, decoder_slots=1, spilled_decoders=1))
+    for name in ("a", "b"):
+        assert np.array_equal(plain[name], spilled[name])
+
+
+def test_parts_of_another_model(
+    wan_folder: Path, wan_settings: Settings, save_umt5: Callable[..., Path], tmp_path: Path
+) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(vocab_size=8, d_model=32, d_kv=6, d_ff=24, num_layers=1, num_heads=3)
+    other = save_umt5(UMT5EncoderModel(config), tmp_path / "other")
+    with pytest.raises(ConfigError, match="rows of 32 channels, the network takes 16"):
+        load_family(wan_settings(wan_folder, text_encoder=str(other)))
+    torch.save(Taehv(16, 1).state_dict(), tmp_path / "taew2_1.pth")
+    with pytest.raises(ConfigError, match="has 16 latent channels, the network 4"):
+        load_family(wan_settings(wan_folder, vae=str(tmp_path / "taew2_1.pth")))
 
 
 def test_parts_can_be_given(wan_folder: Path, wan_settings: Settings, tmp_path: Path) -> None:

@@ -140,3 +140,38 @@ def test_every_format_runs_with_a_switch(toy: Any, wide: WanNetwork, run: Any, n
         made = torch.cat([*latents, run(engine).latents("a")])
         error = float((made - expected).pow(2).mean() / expected.pow(2).mean())
         assert error <= {"dense": 1e-9, "bf16": 1e-4}.get(kv_format, 0.1), (kv_format, error)
+
+
+@pytest.mark.parametrize("name", ["longlive", "infinite"])
+def test_streams_start_switch_and_end_beside_one_another(toy: Any, run: Any, name: str) -> None:
+    settings, new = SETTINGS[name], -torch.ones(2, 8)
+    engine = toy.engine(settings=settings)
+    text, noise, renoise = inputs(6, 3)
+    for request_id in ("switched", "aborted"):
+        engine.add_request(
+            toy.request(request_id, prompt_embeds=text, noise=noise, renoise=renoise)
+        )
+    latents: list[Tensor] = []
+    finished = {}
+    while len(latents) < 4:
+        for output in engine.step():
+            if output.request_id == "switched":
+                assert output.latents is not None
+                latents.append(output.latents)
+        if len(latents) == 2 and "late" not in finished:
+            engine.add_request(
+                toy.request("late", prompt_embeds=text, noise=noise, renoise=renoise)
+            )
+            finished["late"] = engine.abort_request("aborted")
+        engine.check_integrity()
+    engine.update_request("switched", prompt_embeds=new)
+    rest = run(engine)
+    plain = plain_loop(toy, settings, chunks=6).latents
+    switched = plain_loop(toy, settings, chunks=6, switch=(4, new)).latents
+    made = torch.cat([*latents, rest.latents("switched")])
+    assert float((made - switched).abs().max()) <= BAR
+    assert float((made - plain)[12:].abs().max()) > 100 * BAR
+    late = rest.latents("late")
+    assert float((late - plain[-len(late) :]).abs().max()) <= BAR
+    assert "aborted" not in rest.outputs
+    assert engine.stats().pages_used == 0
