@@ -29,7 +29,8 @@ from qvg_engine.models.wan.files import (
     find_wan,
 )
 from qvg_engine.models.wan.network import WanNetwork
-from qvg_engine.models.worldplay.files import find_worldplay
+from qvg_engine.models.worldplay.files import WorldPlayFiles, find_worldplay
+from qvg_engine.models.worldplay.settings import FRAMES_PER_SECOND as WORLDPLAY_FRAMES_PER_SECOND
 from qvg_engine.worldplay_model import load_worldplay
 
 EMBEDDED_MODEL = "pocket"
@@ -78,7 +79,7 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
         )
     worldplay = find_worldplay(path)
     if worldplay is not None:
-        return load_worldplay(worldplay, config, override, headers_only=headers_only)
+        return _load_worldplay_family(worldplay, config, headers_only=headers_only)
     files = find_wan(path, lora=None if config.lora is None else Path(config.lora))
     recipe = find_recipe(config.model) if headers_only else None
     if files is None and recipe is not None:
@@ -165,6 +166,25 @@ def _load_longcat_family(path: Path, config: EngineConfig, *, headers_only: bool
     if headers_only and sizes.caption_channels == PUBLISHED_SIZE.text_dim:
         encoder = encoder or published_umt5(config.torch_dtype)
     family.codec, family.prompt_encoder = codec, encoder
+    return family
+
+
+def _load_worldplay_family(
+    files: WorldPlayFiles, config: EngineConfig, *, headers_only: bool
+) -> ModelFamily:
+    turns = None if headers_only or not config.offload else Turns(config.torch_device)
+    device = weights_device(config, turns, headers_only=headers_only)
+    family = load_worldplay(files, config, override, device=device, turns=turns)
+    if files.kind == "5b":
+        codec, encoder = load_companions(
+            files.folders,
+            config,
+            family.settings,
+            turns=turns,
+            headers_only=headers_only,
+            frames_per_second=WORLDPLAY_FRAMES_PER_SECOND,
+        )
+        family.surround(codec, encoder)
     return family
 
 

@@ -3,18 +3,22 @@
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
-from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.rollout import RolloutSettings
+from qvg_engine.models.turns import Turns
 from qvg_engine.models.worldplay.checkpoint import load_hunyuan_network, load_wan_network
 from qvg_engine.models.worldplay.files import WorldPlayFiles
+from qvg_engine.models.worldplay.hunyuan_family import LATENT_SIZE as HUNYUAN_SIZE
 from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily, hunyuan_settings
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
+from qvg_engine.models.worldplay.wan_family import LATENT_SIZE as WAN_SIZE
 from qvg_engine.models.worldplay.wan_family import WorldPlayWanFamily, wan_settings
 
 _OTHER_FAMILIES = ("lora", "lora_alpha")
+_OF_THE_5B = ("num_heads", "vae", "text_encoder", "tokenizer")
 
 
 def load_worldplay(
@@ -22,30 +26,40 @@ def load_worldplay(
     config: EngineConfig,
     override: Callable[[RolloutSettings, EngineConfig], RolloutSettings],
     *,
-    headers_only: bool = False,
-) -> ModelFamily:
-    """Load a checkpoint, rolled out as it was published but for what the settings say.
+    device: torch.device,
+    turns: Turns | None = None,
+) -> WorldPlayWanFamily | WorldPlayHunyuanFamily:
+    """Load a network to `device`, or for `turns`, rolled out as it was published.
 
-    With `headers_only` no weights are read: the family says what it would take. Raises
-    `CheckpointError` for weights that cannot be used, and `ConfigError` for settings that the model
-    does not have.
+    But for what the settings say. On the device "meta" no weights are read: the family says what it
+    would take. Raises `CheckpointError` for weights that cannot be used, and `ConfigError` for
+    settings that the model does not have.
     """
-    for name in _OTHER_FAMILIES:
+    not_there = _OTHER_FAMILIES if files.kind == "5b" else (*_OTHER_FAMILIES, *_OF_THE_5B)
+    for name in not_there:
         if getattr(config, name) is not None:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}: WorldPlay does not have it")
-    device = torch.device("meta") if headers_only else config.torch_device
+            raise ConfigError(
+                f"{name} is {getattr(config, name)!r}: {files.name!r} does not have it"
+            )
     dtype = config.torch_dtype
     if files.kind == "5b":
-        settings = _settings(override(wan_settings(), config))
-        network = load_wan_network(
-            files, device=device, dtype=dtype, num_heads=config.num_heads or files.num_heads
-        )
-        return WorldPlayWanFamily(network, settings, name=files.name)
-    if config.num_heads is not None:
-        raise ConfigError(f"num_heads is {config.num_heads}: the weights of the 8B say it")
-    settings = _settings(override(hunyuan_settings(distilled=not files.guided), config))
+        num_heads = config.num_heads or files.num_heads
+        network = load_wan_network(files, device=device, dtype=dtype, num_heads=num_heads)
+        _add(network, turns)
+        settings = _settings(override(wan_settings((network.config.in_dim, *WAN_SIZE)), config))
+        return WorldPlayWanFamily(network, settings, name=files.name, turns=turns)
     joint = load_hunyuan_network(files, device=device, dtype=dtype)
-    return WorldPlayHunyuanFamily(joint, settings, name=files.name)
+    _add(joint, turns)
+    defaults = hunyuan_settings(
+        (joint.config.latent_channels, *HUNYUAN_SIZE), distilled=not files.guided
+    )
+    settings = _settings(override(defaults, config))
+    return WorldPlayHunyuanFamily(joint, settings, name=files.name, turns=turns)
+
+
+def _add(network: nn.Module, turns: Turns | None) -> None:
+    if turns is not None:
+        turns.add(network)
 
 
 def _settings(settings: RolloutSettings) -> WorldPlaySettings:

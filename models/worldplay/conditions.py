@@ -3,6 +3,8 @@
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qvg_engine.errors import RequestError
@@ -23,7 +25,8 @@ class WorldPlayConditions(
       `cameras`, a `CameraPath`. A camera per latent frame, context included; without them it
       stands still.
     * `actions`: labels in 0..80, one per latent frame; None: from the cameras' movements.
-    * `image_latents` [1, C, h, w]: the VAE's latents of the first image.
+    * `image`: the first image, uint8 [H, W, 3], of the video's size; or `image_latents`
+      [1, C, h, w], what the VAE makes of it.
     * `guidance_scale`: None takes the model's own; 1 is no guidance.
     * `negative_prompt`, or `negative_prompt_embeds` [L, text_dim]: what guidance leads away from.
     * `glyph_embeds`, `negative_glyph_embeds` [L, 1472]: ByT5 states of quoted text (8B).
@@ -37,6 +40,7 @@ class WorldPlayConditions(
     pose: str | None = None
     cameras: CameraPath | None = None
     actions: tuple[int, ...] | None = None
+    image: NDArray[np.uint8] | None = None
     image_latents: Tensor | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
@@ -49,6 +53,10 @@ class WorldPlayConditions(
     def __post_init__(self) -> None:
         if self.pose is not None and self.cameras is not None:
             raise RequestError("conditions: give either pose or cameras, not both")
+        if self.image is not None:
+            check_image(self.image)
+            if self.image_latents is not None:
+                raise RequestError("conditions: give either image or image_latents, not both")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
             raise RequestError(
                 "conditions: give either negative_prompt or negative_prompt_embeds, not both"
@@ -108,3 +116,11 @@ def check_rows(name: str, value: Any, width: int) -> None:
         raise RequestError(f"{name} is {shape}: give [L, {width}]")
     if not len(value) or not value.isfinite().all():
         raise RequestError(f"{name} has no rows, or has NaN or Inf")
+
+
+def check_image(value: Any) -> None:
+    """`RequestError` unless `value` is an array uint8 [H, W, 3]."""
+    is_array = isinstance(value, np.ndarray)
+    if not is_array or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+        given = f"{value.dtype} {list(value.shape)}" if is_array else type(value).__name__
+        raise RequestError(f"image is {given}: give uint8 [H, W, 3]")

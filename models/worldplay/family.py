@@ -14,6 +14,7 @@ from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.noise import GivenNoise
 from qvg_engine.models.program import StreamInputs, TextRows
+from qvg_engine.models.turns import Turns
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
 from qvg_engine.models.worldplay.passes import WorldPlayPass
 from qvg_engine.models.worldplay.program import WorldPlayProgram, WorldPlayVideo
@@ -58,28 +59,42 @@ class WorldPlayFamily(ABC):
         weight: Tensor,
         codec: VideoCodec | None,
         prompt_encoder: PromptEncoder | None,
+        turns: Turns | None,
     ) -> None:
-        """`weight` has the device and dtype of all. Raises `ConfigError`."""
+        """`weight` has the device and dtype of all; the network is on the device in its `turns`.
+
+        Raises `ConfigError`.
+        """
         if settings.latent_shape[0] != latent_channels:
             raise ConfigError(
                 f"latent_shape is {settings.latent_shape}: the network takes {latent_channels} "
                 "channels"
             )
+        self._latent_channels = latent_channels
         self.name = name
         self.settings = settings
-        self.codec = codec
-        self.prompt_encoder = prompt_encoder
-        self.device, self.dtype = weight.device, weight.dtype
+        self.surround(codec, prompt_encoder)
+        self.device, self.dtype = weight.device if turns is None else turns.device, weight.dtype
+        self._turns = turns
         self.sampler = EulerSampler(
             settings.timesteps,
             shift=settings.shift,
             warp_timesteps=settings.warp_timesteps,
             commit_timestep=settings.commit_timestep,
         )
-        self._latent_channels = latent_channels
         self._tables = tables
         rows, columns = self.tokens_in_frame(*settings.latent_shape[1:])
         self.tokens_per_frame = rows * columns
+
+    def surround(self, codec: VideoCodec | None, prompt_encoder: PromptEncoder | None) -> None:
+        """Set what is around the network; ConfigError for a VAE of another one."""
+        if codec is not None and codec.latent_channels != self._latent_channels:
+            raise ConfigError(
+                f"the VAE has {codec.latent_channels} channels, the network "
+                f"{self._latent_channels}: give the one that belongs to it"
+            )
+        self.codec = codec
+        self.prompt_encoder = prompt_encoder
 
     @property
     @abstractmethod
@@ -155,7 +170,7 @@ class WorldPlayFamily(ABC):
         self, inputs: StreamInputs, given: WorldPlayConditions
     ) -> tuple[Tensor | None, Tensor | None]:
         """The first image [C, h, w], in fp32 on the device, and the context [F, C, h, w]."""
-        context, image = inputs.context_latents, given.image_latents
+        context, image = inputs.context_latents, self._image_latents(given)
         chunk = self.settings.frames_per_chunk
         if context is not None and len(context) % chunk:
             raise RequestError(
@@ -170,10 +185,19 @@ class WorldPlayFamily(ABC):
             return None, context
         if tuple(image.shape) != (1, *inputs.latent_shape) or not image.isfinite().all():
             raise RequestError(
-                f"image_latents is {list(image.shape)}: give finite [1, "
-                f"{', '.join(map(str, inputs.latent_shape))}]"
+                f"the first image's latents are {list(image.shape)}: give finite [1, "
+                f"{', '.join(map(str, inputs.latent_shape))}], or an image of the video's size"
             )
         return send(image[0], self.device, torch.float32), context
+
+    def _image_latents(self, given: WorldPlayConditions) -> Tensor | None:
+        if given.image is None:
+            return given.image_latents
+        if self.codec is None:
+            raise RequestError(
+                "image is given, and there is no VAE here to encode it: give image_latents"
+            )
+        return self.codec.encode(given.image[None])
 
     def _negative(self, given: WorldPlayConditions, guidance: float) -> Tensor | None:
         """The language states that guidance leads away from; None without guidance."""

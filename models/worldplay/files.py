@@ -6,14 +6,17 @@ from typing import Any, Literal
 import msgspec
 
 from qvg_engine.errors import CheckpointError
+from qvg_engine.models.shards import safetensors_in
 from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES
-from qvg_engine.models.wan.files import network_shards
 from qvg_engine.models.weights import Weights
 from qvg_engine.models.worldplay.hunyuan_config import PUBLISHED_ROPE_DIMS, PUBLISHED_ROPE_THETA
 
 WAN_MARK = "condition_embedder.action_embedder.linear_1.weight"
 HUNYUAN_MARK = "action_in.mlp.0.weight"
 """A tensor whose name ends so is in every checkpoint of the 5B, and of the 8B, and in no other."""
+
+WAN_BASE = "Wan2.2-TI2V-5B-Diffusers"
+"""The model whose VAE and text encoder the 5B shares."""
 
 CONFIG_NAME = "config.json"
 PUBLISHED_FOLDERS = (
@@ -26,13 +29,19 @@ PUBLISHED_FOLDERS = (
 GUIDED_FOLDERS = ("ar_model", "ar_rl_model")
 """Those whose weights take many steps with guidance."""
 
+_STEM = "diffusion_pytorch_model"
+
 Kind = Literal["5b", "8b"]
 
 
 class WorldPlayFiles(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """One checkpoint: its tensors by their names in the files, and what is known beside them."""
+    """One checkpoint: its tensors by their names in the files, and what is known beside them.
+
+    `folders` are where the 5B's VAE and text encoder may lie, the nearest first.
+    """
 
     name: str
+    folders: tuple[Path, ...]
     kind: Kind
     weights: Weights
     guided: bool = False
@@ -84,6 +93,7 @@ def find_worldplay(path: Path) -> WorldPlayFiles | None:
         return None
     return WorldPlayFiles(
         name=folder.resolve().name,
+        folders=_folders_around(folder.resolve()),
         kind=kind,
         weights=weights,
         guided=folder.resolve().name in GUIDED_FOLDERS,
@@ -104,9 +114,18 @@ def _model_folder(path: Path) -> Path:
     return published[0] if published else path
 
 
+def _folders_around(folder: Path) -> tuple[Path, ...]:
+    near = (folder, folder.parent)
+    return tuple(place for item in near for place in (item / WAN_BASE, item))
+
+
 def _files_in(folder: Path) -> tuple[Path, ...]:
+    """The files of a network: as diffusers saves it, or `model.pt`; none if neither is there."""
+    names = (f"{_STEM}.safetensors", f"{_STEM}.safetensors.index.json")
+    if any((folder / name).is_file() for name in names):
+        return tuple(safetensors_in(folder, _STEM))
     pickled = folder / "model.pt"
-    return network_shards(folder) or ((pickled,) if pickled.is_file() else ())
+    return (pickled,) if pickled.is_file() else ()
 
 
 def _kind(weights: Weights) -> Kind | None:

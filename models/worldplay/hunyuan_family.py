@@ -11,6 +11,7 @@ from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
 from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
@@ -20,13 +21,15 @@ from qvg_engine.models.worldplay.passes import WorldPlayPass
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
 
 MEMORY_FRAMES = 20
+CHANNELS, LATENT_SIZE = 32, (30, 52)
+"""Latent samples of 832x480 pixels."""
 TEXT_LEN = 1000
 DISTILLED_TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
 GUIDED_STEPS, GUIDANCE_SCALE = 50, 6.0
 
 
 def hunyuan_settings(
-    latent_shape: tuple[int, int, int] = (32, 30, 52), *, distilled: bool = True
+    latent_shape: tuple[int, int, int] = (CHANNELS, *LATENT_SIZE), *, distilled: bool = True
 ) -> WorldPlaySettings:
     """The published rollout of the 8B, at 832x480 unless another latent size is given.
 
@@ -56,8 +59,12 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
         name: str = "worldplay-8b",
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """Raises `ConfigError` if the settings do not suit the network."""
+        """With `turns`, to which it was added, the network is on the device while it is used.
+
+        Raises `ConfigError` if the settings or the VAE do not suit the network.
+        """
         self.network = network
         config, weight = network.config, network.final_layer.linear.weight
         super().__init__(
@@ -68,11 +75,12 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
                 head_dim=config.head_dim,
                 base=config.rope_theta,
                 pairs=config.rope_pairs,
-                device=weight.device,
+                device=weight.device if turns is None else turns.device,
             ),
             weight=weight,
             codec=codec,
             prompt_encoder=prompt_encoder,
+            turns=turns,
         )
 
     @property
@@ -105,14 +113,15 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
         num_tokens = tuple(len(part) for part in samples)
         num_frames = tuple(len(item.latents) for item in own)
         frames = FrameNumbers.of(own, num_tokens, self.device)
-        flow = self.network(
-            torch.cat(samples),
-            frames.timesteps,
-            frames.labels,
-            frames.tokens_per_frame,
-            attention,
-            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
-        )
+        with turn(self._turns, self.network):
+            flow = self.network(
+                torch.cat(samples),
+                frames.timesteps,
+                frames.labels,
+                frames.tokens_per_frame,
+                attention,
+                splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+            )
         flows = []
         for part, item in zip(flow.split(num_tokens), own, strict=True):
             height, width = item.latents.shape[2:]
@@ -127,7 +136,8 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
             for states in unpack_states(self.network.config, rows)
         )
         assert language is not None
-        return self.network.text_keys_values(self.network.text_tokens(language, glyphs, image))
+        with turn(self._turns, self.network):
+            return self.network.text_keys_values(self.network.text_tokens(language, glyphs, image))
 
     def _texts(
         self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None

@@ -3,6 +3,8 @@
 from qvg_engine.errors import ConfigError
 from qvg_engine.models.rollout import RolloutSettings
 
+FRAMES_PER_SECOND = 24
+
 VIEW_DEGREES = (60.0, 35.0)
 """Width and height of the view in which overlap is counted."""
 

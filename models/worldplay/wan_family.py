@@ -12,6 +12,7 @@ from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
 from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
@@ -22,9 +23,13 @@ from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
 # The published steps of the 5B: 1000, 750, 500 and 250 warped by a shift of 8, rounded.
 TIMESTEPS = (1000.0, 960.0, 888.8889, 727.2728)
 MEMORY_FRAMES = 16
+CHANNELS, LATENT_SIZE = 48, (44, 80)
+"""Latent samples of 1280x704 pixels."""
 
 
-def wan_settings(latent_shape: tuple[int, int, int] = (48, 44, 80)) -> WorldPlaySettings:
+def wan_settings(
+    latent_shape: tuple[int, int, int] = (CHANNELS, *LATENT_SIZE),
+) -> WorldPlaySettings:
     """The published rollout of the 5B, at 1280x704 unless another latent size is given."""
     return WorldPlaySettings(
         latent_shape=latent_shape,
@@ -46,18 +51,24 @@ class WorldPlayWanFamily(WorldPlayFamily):
         name: str = "worldplay-5b",
         codec: VideoCodec | None = None,
         prompt_encoder: PromptEncoder | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        """Raises `ConfigError` if the settings do not suit the network."""
+        """With `turns`, to which it was added, the network is on the device while it is used.
+
+        Raises `ConfigError` if the settings or the VAE do not suit the network.
+        """
         self.network = network
         weight = network.head.modulation
+        device = weight.device if turns is None else turns.device
         super().__init__(
             settings,
             name=name,
             latent_channels=network.config.in_dim,
-            tables=RopeTables(head_dim=network.config.head_dim, device=weight.device),
+            tables=RopeTables(head_dim=network.config.head_dim, device=device),
             weight=weight,
             codec=codec,
             prompt_encoder=prompt_encoder,
+            turns=turns,
         )
 
     @property
@@ -92,14 +103,15 @@ class WorldPlayWanFamily(WorldPlayFamily):
         num_tokens = tuple(len(part) for part in patches)
         num_frames = tuple(len(item.latents) for item in own)
         frames = FrameNumbers.of(own, num_tokens, self.device)
-        flow = self.network.forward_actions(
-            torch.cat(patches),
-            frames.timesteps,
-            frames.labels,
-            frames.tokens_per_frame,
-            attention,
-            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
-        )
+        with turn(self._turns, self.network):
+            flow = self.network.forward_actions(
+                torch.cat(patches),
+                frames.timesteps,
+                frames.labels,
+                frames.tokens_per_frame,
+                attention,
+                splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+            )
         return [
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
             for part, item in zip(flow.split(num_tokens), own, strict=True)
@@ -108,7 +120,8 @@ class WorldPlayWanFamily(WorldPlayFamily):
     @torch.no_grad()
     def text_keys_values(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention K and V of text rows [L, text_dim]."""
-        return self.network.text_keys_values(send(rows, self.device, self.dtype))
+        with turn(self._turns, self.network):
+            return self.network.text_keys_values(send(rows, self.device, self.dtype))
 
     def _texts(
         self, inputs: StreamInputs, given: WorldPlayConditions, negative: Tensor | None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,12 @@ NEGATIVE = torch.zeros(2, TEXT_DIM)
         ({"guidance_scale": 0.5}, r"guidance_scale is 0\.5: give 1 to 100"),
         ({"actions": (0, 81)}, r"actions\[1\] is 81: give a whole number from 0 to 80"),
         ({"actions": (0.5,)}, r"actions\[0\] is 0\.5"),
+        ({"image": np.zeros((4, 4, 3))}, r"image is float64 \[4, 4, 3\]: give uint8"),
+        ({"image": "cat.png"}, "image is str"),
+        (
+            {"image": np.zeros((4, 4, 3), np.uint8), "image_latents": NEGATIVE},
+            "either image or image_latents",
+        ),
         ({"memory_points": torch.zeros(5)}, r"memory_points is \[5\]: give \[L, 3\]"),
         ({"memory_points": torch.zeros(0, 3)}, "memory_points has no rows"),
     ],
@@ -46,7 +53,12 @@ def test_wrong_conditions(given: dict[str, Any], words: str) -> None:
         ("8b", {"cameras": CameraPath.standing_still(13)}, "cameras has 13 latent frames"),
         ("8b", {"pose": "jump-11"}, "'jump-11'"),
         ("5b", {"actions": (0, 1)}, "actions has 2 labels, the video 12"),
-        ("5b", {"image_latents": torch.zeros(2, *SHAPE)}, r"image_latents is \[2, 4, 2, 4\]"),
+        ("5b", {"image_latents": torch.zeros(2, *SHAPE)}, r"latents are \[2, 4, 2, 4\]"),
+        (
+            "8b",
+            {"image": np.zeros((4, 4, 3), np.uint8), "image_latents": None},
+            "no VAE here to encode it",
+        ),
         ("5b", {"image_latents": torch.full((1, *SHAPE), torch.nan)}, "give finite"),
         ("5b", {"context_latents": random(0, 4, *SHAPE)}, "not both"),
         ("8b", {"context_latents": random(0, 3, *SHAPE)}, "give a multiple of frames_per_chunk"),

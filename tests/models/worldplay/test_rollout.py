@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from qvg_engine.errors import ConfigError
 from qvg_engine.models.worldplay.actions import action_labels
 from qvg_engine.models.worldplay.cameras import CameraPath
 from qvg_engine.models.worldplay.memory import NUM_POINTS, default_points
 from qvg_engine.models.worldplay.settings import MEMORY_RADIUS
+from qvg_engine.quality.recorder import record_video
 from tests.models.worldplay.plain import PlainVideo
 from tests.models.worldplay.toy import (
     KINDS,
@@ -255,6 +257,13 @@ def test_networks_in_bf16_round(run: Any) -> None:
     latents = run(make_engine(halved, dtype="bfloat16"), make_request("8b")).latents("a")
     assert torch.equal(latents, latents.bfloat16().float())
     assert latents.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_that_is_replaced_cannot_be_captured(kind: str) -> None:
+    request = make_request(kind, chunks=2, pose="w-7")
+    with pytest.raises(ConfigError, match="replaces tokens"):
+        record_video(make_family(kind), make_engine(make_family(kind)).config, request)
 
 
 def test_the_image_is_the_first_frame(run: Any) -> None:
