@@ -27,6 +27,7 @@ from qvg_engine.models.longcat.schedule import (
 )
 from qvg_engine.models.longcat.segments import Segment, split_segments
 from qvg_engine.models.longcat.text import attended_text
+from qvg_engine.models.patch_grid import check_channels, patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns, turn
@@ -140,21 +141,11 @@ class LongCatFamily:
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
-        _, p, q = self.network.config.patch_size
-        if height % p or width % q:
-            raise RequestError(
-                f"a latent frame of {height}x{width} does not divide into patches of {p}x{q}: "
-                "give multiples of the patch size"
-            )
-        return height // p, width // q
+        return patch_grid(height, width, self.network.config.patch_size)
 
     def open(self, inputs: StreamInputs, *, page_size: int) -> LongCatProgram:
         channels, height, width = inputs.latent_shape
-        if channels != self.network.config.in_channels:
-            raise RequestError(
-                f"the latents have {channels} channels: this network takes "
-                f"{self.network.config.in_channels}"
-            )
+        check_channels(channels, self.network.config.in_channels)
         rows, columns = self.tokens_in_frame(height, width)
         conditions = inputs.conditions or LongCatConditions()
         assert isinstance(conditions, LongCatConditions)

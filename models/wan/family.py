@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
-from qvg_engine.errors import ConfigError, RequestError
+from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import RopeTransform
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.attention import Attention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.patch_grid import check_channels, patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns, turn
@@ -97,21 +98,11 @@ class WanFamily:
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens of a latent size; RequestError if patches do not fit."""
-        _, p, q = self.network.config.patch_size
-        if height % p or width % q:
-            raise RequestError(
-                f"a latent frame of {height}x{width} does not divide into patches of {p}x{q}: "
-                "give multiples of the patch size"
-            )
-        return height // p, width // q
+        return patch_grid(height, width, self.network.config.patch_size)
 
     def open(self, inputs: StreamInputs, *, page_size: int) -> WanProgram:
         channels, height, width = inputs.latent_shape
-        if channels != self.network.config.in_dim:
-            raise RequestError(
-                f"the latents have {channels} channels: this network takes "
-                f"{self.network.config.in_dim}"
-            )
+        check_channels(channels, self.network.config.in_dim)
         rows, columns = self.tokens_in_frame(height, width)
         make: Callable[..., WanProgram] = WanProgram
         if self.settings.rollout_frames is not None:

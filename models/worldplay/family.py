@@ -13,6 +13,7 @@ from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.noise import GivenNoise
+from qvg_engine.models.patch_grid import check_channels
 from qvg_engine.models.program import StreamInputs, TextRows
 from qvg_engine.models.turns import Turns
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
@@ -125,11 +126,7 @@ class WorldPlayFamily(ABC):
     @torch.no_grad()
     def open(self, inputs: StreamInputs, *, page_size: int) -> WorldPlayProgram:
         """Start a program; RequestError if the inputs do not suit the model."""
-        if inputs.latent_shape[0] != self._latent_channels:
-            raise RequestError(
-                f"the latents have {inputs.latent_shape[0]} channels: this network takes "
-                f"{self._latent_channels}"
-            )
+        check_channels(inputs.latent_shape[0], self._latent_channels)
         if isinstance(inputs.noise, GivenNoise) and inputs.noise.has_renoise:
             raise RequestError(
                 "renoise is given: Euler steps take no noise in between; leave it out"

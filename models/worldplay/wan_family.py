@@ -11,6 +11,7 @@ from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
+from qvg_engine.models.patch_grid import patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
 from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.rows import PassSplits
@@ -85,13 +86,7 @@ class WorldPlayWanFamily(WorldPlayFamily):
         return self.network.config.text_dim
 
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
-        _, p, q = self.network.config.patch_size
-        if height % p or width % q:
-            raise RequestError(
-                f"a latent frame of {height}x{width} does not divide into patches of {p}x{q}: "
-                "give multiples of the patch size"
-            )
-        return height // p, width // q
+        return patch_grid(height, width, self.network.config.patch_size)
 
     @torch.no_grad()
     def forward(
