@@ -76,6 +76,13 @@ def generate(
         Path | None,
         typer.Option(help="An image, or a video whose end the new videos go on from."),
     ] = None,
+    conditions: Annotated[
+        str | None,
+        typer.Option(
+            help="What else the model is conditioned on, as JSON or a .json file: "
+            """'{"pose": "w-15", "image": "photo.png"}' (docs/models.md)."""
+        ),
+    ] = None,
     vae: Vae = None,
     text_encoder: TextEncoder = None,
     tokenizer: Tokenizer = None,
@@ -109,6 +116,7 @@ def generate(
         kv_bits=kv_bits,
         size=parse_size(size),
         start_path=start_from,
+        conditions=conditions,
         engine_settings=engine_settings(
             model=model,
             kv_format=kv_format,

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from qvg_engine.cli.calibration import choose_on_prompts
+from qvg_engine.cli.conditions import read_conditions
 from qvg_engine.cli.console import make_console
 from qvg_engine.cli.display import make_display
 from qvg_engine.cli.exit_code import ExitCode
@@ -22,7 +23,7 @@ from qvg_engine.cli.video_family import load_video_family, with_size
 from qvg_engine.cli.video_job import JobState, VideoJob
 from qvg_engine.config import EngineConfig
 from qvg_engine.engine import VideoEngine
-from qvg_engine.errors import CapacityError
+from qvg_engine.errors import RequestError
 from qvg_engine.kernels.host import keep_freed_memory
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.quality.calibration import CalibrationSettings, chunks_to_calibrate
@@ -52,7 +53,10 @@ def make_videos(settings: GenerateSettings) -> int:
     start = None
     if settings.start_path is not None:
         start = read_start(settings.start_path, engine.family)
-    jobs = _make_jobs(settings, engine.family.codec.frames_per_second, start)
+    conditions = None
+    if settings.conditions is not None:
+        conditions = read_conditions(settings.conditions, engine.family)
+    jobs = _make_jobs(settings, engine.family.codec.frames_per_second, start, conditions)
     with StopSignals() as stop, make_display(console) as display:
         wall_s = run_jobs(engine, jobs, display=display, stop=stop)
     report = make_report(
@@ -81,8 +85,8 @@ def open_engine(
     engine = VideoEngine(config, family=family)
     num_frames = 2 * family.settings.frames_per_chunk
     noise = torch.zeros(num_frames, *family.settings.latent_shape)
-    # Where not even this fits, the error should name the video that was asked for.
-    with contextlib.suppress(CapacityError):
+    # What does not fit, or needs conditions, is better said of the video that was asked for.
+    with contextlib.suppress(RequestError):
         engine.add_request(VideoRequest(request_id="warm-up", prompt=prompt, noise=noise))
     while engine.has_unfinished_requests():
         engine.step()
@@ -113,7 +117,10 @@ def _calibrated(
 
 
 def _make_jobs(
-    settings: GenerateSettings, frames_per_second: int, start: Start | None
+    settings: GenerateSettings,
+    frames_per_second: int,
+    start: Start | None,
+    conditions: msgspec.Struct | None,
 ) -> list[VideoJob]:
     num_frames = settings.length.count_frames(frames_per_second)
     jobs = []
@@ -125,6 +132,7 @@ def _make_jobs(
             num_frames=num_frames,
             seed=seed,
             context_latents=None if start is None else start.latents,
+            conditions=conditions,
         )
         job = VideoJob(
             request,

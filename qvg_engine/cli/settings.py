@@ -14,7 +14,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Video i has seed `seed + i`. `scale` None enlarges what is too small to watch; `size` is
     (width, height) in pixels, None the model's own; `start_path` an image or a video that all of
-    them go on from.
+    them go on from; `conditions` is JSON, see `read_conditions`.
     `engine_settings` are the fields of EngineConfig that were given; `kv_bits`, instead of a
     format among them, is what to calibrate for.
     """
@@ -29,6 +29,7 @@ class GenerateSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_bits: float | None
     size: tuple[int, int] | None
     start_path: Path | None
+    conditions: str | None
     engine_settings: dict[str, Any]
 
     def __post_init__(self) -> None:

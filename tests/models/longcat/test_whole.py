@@ -141,6 +141,23 @@ def test_the_command_line_makes_a_video(
     assert read_video(video).shape == (9, 32, 64, 3)
 
 
+def test_the_command_line_takes_conditions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        *("generate", "a red fox", "--model", str(folder), "--size", "64x32", "--num-frames"),
+        *("9", "--scale", "1", "--kv-memory", "64MiB", "--device", "cpu", "--conditions"),
+    ]
+    for number, steps in enumerate((1, 3)):
+        conditions = f'{{"num_steps": {steps}, "guidance": 2.0}}'
+        assert main([*arguments, conditions, "--output-dir", str(number)]) == 0
+    first, second = (read_video(next(Path(str(n)).glob("*.mp4"))) for n in range(2))
+    assert not np.array_equal(first, second)
+    assert main([*arguments, '{"steps": 3}']) == 2
+    assert "does not have steps; it has guidance" in capsys.readouterr().err
+
+
 def test_the_command_line_continues_a_video(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
