@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from qvg_engine.errors import ConfigError
+from qvg_engine.errors import ConfigError, one_line
 from qvg_engine.kernels.device import ARCHITECTURES
 from qvg_engine.kernels.gpu import Variant, has_triton, is_interpreted
 
@@ -214,7 +214,7 @@ def _compile_one(name: str, capability: int) -> Compiled:
     try:
         resources = compile_offline(all_variants()[name], capability)
     except Exception as failure:  # Triton and ptxas raise anything.
-        error = " ".join(f"{type(failure).__name__}: {failure}".split())
+        error = one_line(failure)
         return Compiled(variant=name, capability=capability, error=error[-2000:])
     return Compiled(variant=name, capability=capability, resources=resources)
 

@@ -10,6 +10,7 @@ import torch
 
 from qvg_engine.backend_check import check_backend, why_not_fused
 from qvg_engine.config import EngineConfig
+from qvg_engine.errors import one_line
 from qvg_engine.kernels.codec.pages import CodedPages
 from qvg_engine.kernels.codec.spec import CodecSpec
 from qvg_engine.kernels.paged_attention import EightBitWorkspace, LayerPages, Strategy, Workspace
@@ -81,7 +82,7 @@ def choose_attention(
         # The device is lost.
         raise
     except Exception as error:  # A kernel that cannot be compiled may raise anything.
-        failure = " ".join(f"{type(error).__name__}: {error}".split())
+        failure = one_line(error)
         warnings.warn(f"the strategies could not be measured: {failure}", stacklevel=2)
         return _workspace(f"measuring the strategies failed: {failure}")
     return AttentionChoice(

@@ -12,14 +12,14 @@ from qvg_engine.cache import Cache
 from qvg_engine.config import EngineConfig
 from qvg_engine.decoder_slots import DecoderSlots
 from qvg_engine.engine_stats import EngineStats, measure
-from qvg_engine.errors import EngineDeadError, QvgError, RequestError
+from qvg_engine.errors import EngineDeadError, QvgError, RequestError, one_line
 from qvg_engine.generate import GeneratedVideo, generate
 from qvg_engine.launched_step import Emission, LaunchedStep
 from qvg_engine.loading import load_family
 from qvg_engine.mailbox import Mailbox
 from qvg_engine.models.family import ModelFamily
 from qvg_engine.models.program import Advance, OutsideWork, TextRows
-from qvg_engine.out_of_memory import is_out_of_memory
+from qvg_engine.out_of_memory import explain_shortage, is_out_of_memory
 from qvg_engine.output import FinishReason, PendingOutput, VideoOutput
 from qvg_engine.request import VideoRequest
 from qvg_engine.runner import Runner, StepResult
@@ -72,6 +72,7 @@ class VideoEngine:
         self._streams: dict[str, Stream] = {}
         self._outside_work: list[tuple[Stream, OutsideWork]] = []
         self._launched: LaunchedStep | None = None
+        self._outputs: Outputs = []
         # Whether a step is settled by the next one, while the device works on that.
         self._lags = self.config.torch_device.type == "cuda"
         self._mail = Mailbox()
@@ -124,7 +125,7 @@ class VideoEngine:
 
     def has_unfinished_requests(self) -> bool:
         """Whether there is a request whose last output `step` has not returned yet."""
-        return self._mail.has_unfinished
+        return self._mail.has_unfinished or bool(self._outputs)
 
     def step(self) -> Outputs:
         """Run one batched forward; returns the chunks and the ends that are known by now.
@@ -138,7 +139,9 @@ class VideoEngine:
         """
         self._require_alive()
         with self._step_lock:
-            outputs = [output for act in self._mail.read() for output in act()]
+            # What an exception keeps from leaving, leaves with the next step.
+            outputs = self._outputs
+            outputs += [output for act in self._mail.read() for output in act()]
             outputs += self._settle_before_commits()
             for stream in self._streams.values():
                 self._scheduler.offer(stream.request_id, stream.next_gang())
@@ -151,6 +154,7 @@ class VideoEngine:
                 self._roll_back(plan, error)
                 if not is_out_of_memory(error) or not plan.units:
                     raise
+                self._outputs = []
                 return [*outputs, self._shed(plan, error)]
             due, self._outside_work = self._outside_work, []
             launched = self._complete(plan, result)
@@ -159,6 +163,7 @@ class VideoEngine:
             if launched is not None and (launched.errors or not self._lags):
                 outputs += self._settle()
             outputs += self._do_outside_work(due)
+            self._outputs = []
         return outputs
 
     def generate(
@@ -182,7 +187,7 @@ class VideoEngine:
         with self._step_lock:
             for act in self._mail.read():
                 act()
-            self._launched = None
+            self._launched, self._outputs = None, []
             for request_id in tuple(self._streams):
                 self._end(request_id, "abort")
             self._outside_work.clear()
@@ -250,11 +255,7 @@ class VideoEngine:
         youngest = [name for name in self._streams if name in plan.request_ids][-1]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        message = (
-            f"request {youngest!r}: memory ran out in a step of {len(plan.request_ids)} streams, "
-            "and this one was added last: lower max_streams, max_batch_tokens or kv_memory "
-            f"({_one_line(error)})"
-        )
+        message = explain_shortage(youngest, error, num_streams=len(plan.request_ids))
         return self._end(youngest, "error", error=message)
 
     def _complete(self, plan: StepPlan, result: StepResult | None) -> LaunchedStep | None:
@@ -288,7 +289,7 @@ class VideoEngine:
             try:
                 advances[request_id] = stream.program.advance(launched.flows_of(request_id))
             except Exception as error:
-                launched.errors[request_id] = _one_line(error)
+                launched.errors[request_id] = one_line(error)
         return advances
 
     def _emit(self, launched: LaunchedStep, request_id: str, advance: Advance) -> None:
@@ -300,7 +301,7 @@ class VideoEngine:
             for chunk in advance.chunks:
                 outputs.append(stream.begin_output(chunk, self._slots))
         except Exception as error:
-            launched.errors[request_id] = _one_line(error)
+            launched.errors[request_id] = one_line(error)
         if advance.work is not None and request_id not in launched.errors:
             self._outside_work.append((stream, advance.work))
         launched.emissions[request_id] = Emission(tuple(outputs), stream.program.finished)
@@ -358,7 +359,7 @@ class VideoEngine:
             try:
                 work.receive(work.run())
             except Exception as error:
-                outputs.append(self._end(stream.request_id, "error", error=_one_line(error)))
+                outputs.append(self._end(stream.request_id, "error", error=one_line(error)))
         return outputs
 
     def _end(
@@ -394,7 +395,3 @@ class VideoEngine:
     def _require_alive(self) -> None:
         if self._death is not None:
             raise EngineDeadError(f"the device was lost ({self._death}): make a new engine")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

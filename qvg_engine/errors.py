@@ -59,3 +59,8 @@ class StreamError(QvgError):
 
 class EngineDeadError(QvgError):
     """The engine cannot go on, and holds nothing any more."""
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and what it says, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,6 +6,8 @@ import platform
 
 import msgspec
 
+from qvg_engine.errors import one_line
+
 _PACKAGES = (
     ("torch", "torch", "the network; nothing runs without it"),
     ("numba", "numba", "compiled loops on the CPU; nothing runs without it"),
@@ -51,7 +53,7 @@ def _look_up(distribution: str, module: str, purpose: str) -> InstalledPackage:
     try:
         importlib.import_module(module)
     except Exception as error:  # A broken install raises anything, and reporting it is the point.
-        import_error = " ".join(f"{type(error).__name__}: {error}".split())
+        import_error = one_line(error)
     return InstalledPackage(
         name=distribution, version=version, purpose=purpose, import_error=import_error
     )

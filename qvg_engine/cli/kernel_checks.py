@@ -10,6 +10,7 @@ from qvg_engine.block_manager.cache_layout import CacheLayout
 from qvg_engine.block_manager.codebook_policy import CodebookAction, CodebookPolicy, SpanPlan
 from qvg_engine.block_manager.format import FORMATS, CacheGeometry, LayerFormats, get_format
 from qvg_engine.block_manager.page_store import PageStore
+from qvg_engine.errors import one_line
 from qvg_engine.kernels.paged_attention import (
     EightBitWorkspace,
     LayerPages,
@@ -63,7 +64,7 @@ def _check(device: str, format_name: str, strategy: Strategy) -> KernelCheck:
         if not distance <= (_EIGHT_BIT_TOLERANCE if strategy == "eight-bit" else _TOLERANCE):
             error = f"it differs from plain torch by {distance:.1e}"
     except Exception as failure:  # A kernel that cannot be compiled may raise anything.
-        error = " ".join(f"{type(failure).__name__}: {failure}".split())
+        error = one_line(failure)
     return KernelCheck(
         name=f"{strategy} attention over {format_name} pages, with rotation",
         device=device,

@@ -131,6 +131,30 @@ def test_no_chunk_of_a_bad_step_leaves(toy: Any) -> None:
     assert engine.stats().pages_used == 0
 
 
+@pytest.mark.parametrize("lags", [False, True])
+def test_a_step_that_raises_keeps_what_was_to_leave(toy: Any, lags: bool) -> None:
+    """An abort is answered by the step after the one that it was read in, if that raises."""
+    engine = with_two(toy)
+    engine._lags = lags
+    engine.step()
+    forward = engine.family.forward
+
+    def failing(passes: Any, attention: Any, **options: Any) -> list[torch.Tensor]:
+        raise RuntimeError("a kernel failed")
+
+    engine.abort_request("b")
+    engine.family.forward = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        engine.step()
+    engine.abort_request("a")
+    engine.family.forward = forward  # type: ignore[method-assign]
+    assert engine.has_unfinished_requests()
+    ended = [(out.request_id, out.finish_reason) for out in engine.step()]
+    assert ended == [("b", "abort"), ("a", "abort")]
+    assert not engine.has_unfinished_requests()
+    engine.check_integrity()
+
+
 def with_two(toy: Any) -> VideoEngine:
     engine: VideoEngine = toy.engine(batch_invariant=True)
     for name in ("a", "b"):
