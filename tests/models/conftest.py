@@ -34,17 +34,38 @@ def wan_vae() -> Any:
     return vae.eval().requires_grad_(False)
 
 
+@pytest.fixture(scope="session")
+def hunyuan_vae() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import AutoencoderKLHunyuanVideo15
+    torch.manual_seed(0)
+    vae = AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 16, 16, 32, 32), layers_per_block=1
+    )
+    for name, parameter in vae.named_parameters():
+        if parameter.ndim == 1 or "gamma" in name:
+            torch.nn.init.normal_(parameter, mean=float("gamma" in name), std=0.3)
+    return vae.eval().requires_grad_(False)
+
+
 def save_vae_folder(vae: Any, folder: Path) -> Path:
     folder.mkdir()
     state = {key: value.contiguous() for key, value in vae.state_dict().items()}
     save_file(state, folder / "diffusion_pytorch_model.safetensors")
-    config = {"_class_name": "AutoencoderKLWan", **dict(vae.config)}
+    settings = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    config = {"_class_name": type(vae).__name__, **settings}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 @pytest.fixture
 def save_wan_vae() -> Callable[..., Path]:
+    return save_vae_folder
+
+
+@pytest.fixture
+def save_hunyuan_vae() -> Callable[..., Path]:
     return save_vae_folder
 
 
