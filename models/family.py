@@ -55,6 +55,15 @@ class VideoCodec(Protocol):
         ...
 
 
+@runtime_checkable
+class GrowingCodec(Protocol):
+    """A codec whose decoder states grow with a video's length."""
+
+    def state_bytes_after(self, height: int, width: int, latent_frames: int) -> int:
+        """Bytes of a stream's decoder state after so many latent frames."""
+        ...
+
+
 class PromptEncoder(Protocol):
     """Turns a prompt into text rows."""
 

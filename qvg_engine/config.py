@@ -30,6 +30,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
       rank). None takes the one that a published model comes with.
     * `vae`, `text_encoder`, `tokenizer`: paths of what a network needs beside it; None looks for
       them near the model.
+    * `vae_attention_frames`: how many latent frames the VAE of HunyuanVideo-1.5 attends to; None is
+      all of them, and then a decoder's state grows with its video.
     * `offload`: keep weights in host memory, and have network, VAE and text encoder take turns on
       the device.
     * `latent_shape`: (channels, height, width) of a latent frame, where a request brings no noise.
@@ -75,6 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     vae: str | None = None
     text_encoder: str | None = None
     tokenizer: str | None = None
+    vae_attention_frames: int | None = None
     offload: bool = False
     latent_shape: tuple[int, int, int] | None = None
     frames_per_chunk: int | None = None
@@ -132,6 +135,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_range("spilled_decoders", self.spilled_decoders, 0, 65_536)
         if self.num_heads is not None:
             check_range("num_heads", self.num_heads, 1, 65_536)
+        if self.vae_attention_frames is not None:
+            check_range("vae_attention_frames", self.vae_attention_frames, 1, 2**31)
         if self.lora_alpha is not None and not 0 < self.lora_alpha < float("inf"):
             raise ConfigError(f"lora_alpha is {self.lora_alpha}: give a positive number")
         if self.device == "cuda" and not torch.cuda.is_available():

@@ -16,6 +16,7 @@ from qvg_engine.models.pocket.family import CONFIG_NAME, WEIGHTS_NAME, load_pock
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.text.umt5 import Umt5Encoder, load_umt5, published_umt5
 from qvg_engine.models.turns import Turns
+from qvg_engine.models.vae.hunyuan import HunyuanVaeCodec, published_hunyuan_vae
 from qvg_engine.models.vae.taehv import TaehvCodec, load_taehv
 from qvg_engine.models.vae.wan import WanVaeCodec, load_wan_vae, published_wan_vae
 from qvg_engine.models.wan.checkpoint import STATE_DICT_NAMES, load_wan
@@ -30,8 +31,9 @@ from qvg_engine.models.wan.files import (
 )
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.worldplay.files import WorldPlayFiles, find_worldplay
+from qvg_engine.models.worldplay.hunyuan_family import CHANNELS as HUNYUAN_CHANNELS
 from qvg_engine.models.worldplay.settings import FRAMES_PER_SECOND as WORLDPLAY_FRAMES_PER_SECOND
-from qvg_engine.worldplay_model import load_worldplay
+from qvg_engine.worldplay_model import load_hunyuan_codec, load_worldplay
 
 EMBEDDED_MODEL = "pocket"
 
@@ -64,6 +66,16 @@ def load_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFam
     Raises `CheckpointError` for weights that cannot be used and `ConfigError` for settings that do
     not suit them.
     """
+    family = _load_family(config, headers_only=headers_only)
+    if config.vae_attention_frames is not None and not isinstance(family.codec, HunyuanVaeCodec):
+        raise ConfigError(
+            f"vae_attention_frames is {config.vae_attention_frames}: the VAE here, if there is "
+            "one, does not attend to earlier frames; leave it out"
+        )
+    return family
+
+
+def _load_family(config: EngineConfig, *, headers_only: bool) -> ModelFamily:
     path = Path(config.model)
     embedded = config.model == EMBEDDED_MODEL
     if not embedded and is_longcat(path):
@@ -185,6 +197,11 @@ def _load_worldplay_family(
             frames_per_second=WORLDPLAY_FRAMES_PER_SECOND,
         )
         family.surround(codec, encoder)
+        return family
+    vae = load_hunyuan_codec(files, config, device=device, turns=turns)
+    if vae is None and headers_only and family.settings.latent_shape[0] == HUNYUAN_CHANNELS:
+        vae = published_hunyuan_vae(config.torch_dtype, config.vae_attention_frames)
+    family.surround(vae, None)
     return family
 
 

@@ -19,8 +19,8 @@ from qvg_engine.cache import (
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
 from qvg_engine.kernels.paged_attention import Workspace
-from qvg_engine.models.family import ModelFamily
-from qvg_engine.plan import MAX_PLANNED_FRAMES, planned_program
+from qvg_engine.models.family import GrowingCodec, ModelFamily
+from qvg_engine.plan import MAX_PLANNED_FRAMES, decoder_state_bytes, planned_program
 from qvg_engine.scheduler.unit import count_tokens
 
 MAX_PLANNED_STREAMS = 4096
@@ -65,7 +65,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `activation_bytes` is an estimate of what a step computes with, or a decode after it, whichever
     is more; None where the family has none.
-    `decoder_bytes` counts the slots on the device.
+    `decoder_bytes` counts the slots on the device, at the end of the videos.
     """
 
     gpu_bytes: int
@@ -129,7 +129,7 @@ class _Planner:
         codec = family.codec
         decode: Any = getattr(codec, "decode_bytes", None)
         self._decode_bytes = 0 if decode is None else int(decode(height, width))
-        self._state_bytes = 0 if codec is None else codec.state_bytes(height, width)
+        self._state_bytes = cache(lambda frames: decoder_state_bytes(family, frames))
         self._chunk_pages = pages_for(
             family.settings.frames_per_chunk * family.tokens_per_frame, config.page_size
         )
@@ -140,7 +140,6 @@ class _Planner:
         """Everything but the KV-cache of so many streams."""
         config, family = self._config, self._family
         geometry, program = family.geometry, self._program(self._num_frames)
-        slots = num_streams if config.decoder_slots is None else config.decoder_slots
         text = 2 * geometry.elements(program.needs.text_rows) * config.torch_dtype.itemsize
         first = program.next_gang()
         assert first is not None, "a video has passes"
@@ -162,7 +161,7 @@ class _Planner:
             ),
             activation_bytes=activations,
             text_bytes=num_streams * text,
-            decoder_bytes=min(num_streams, slots) * self._state_bytes,
+            decoder_bytes=self._decoder_bytes(num_streams, self._num_frames),
             formats=(),
         )
 
@@ -195,11 +194,20 @@ class _Planner:
 
     def _longest(self, layout: CacheLayout, plan: MemoryPlan) -> int | None:
         def missing(num_frames: int) -> int:
-            return self._kv_bytes(layout, plan.num_streams, num_frames) - plan.kv_bytes_left
+            decoders = self._decoder_bytes(plan.num_streams, num_frames) - plan.decoder_bytes
+            needed = self._kv_bytes(layout, plan.num_streams, num_frames) + decoders
+            return needed - plan.kv_bytes_left
 
         if missing(MAX_PLANNED_FRAMES) <= 0:
             return None
         return bisect_right(range(1, MAX_PLANNED_FRAMES), 0, key=missing)
+
+    def _decoder_bytes(self, num_streams: int, num_frames: int) -> int:
+        """The states on the device at the end of so many videos."""
+        slots = self._config.decoder_slots
+        in_slots = num_streams if slots is None else min(num_streams, slots)
+        grows = isinstance(self._family.codec, GrowingCodec)
+        return in_slots * self._state_bytes(num_frames if grows else self._num_frames)
 
     def _kv_bytes(self, layout: CacheLayout, num_streams: int, num_frames: int) -> int:
         return layout.num_bytes(self._pages(layout, num_streams, num_frames))

@@ -8,7 +8,7 @@ import torch
 from qvg_engine.admission import chunked_latent_frames
 from qvg_engine.cache import cache_layout, workspace_bytes
 from qvg_engine.config import EngineConfig
-from qvg_engine.models.family import ModelFamily
+from qvg_engine.models.family import GrowingCodec, ModelFamily
 from qvg_engine.models.noise import KeyedNoise
 from qvg_engine.models.program import Program, StreamInputs, TextRows
 
@@ -53,15 +53,13 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
     num_pages = layout.num_pages_for(config.kv_memory)
     needs = planned_program(config, family, num_frames).needs
     pages, rows = needs.pages, needs.text_rows
-    settings, geometry = family.settings, family.geometry
+    geometry = family.geometry
     by_resource = [
         num_pages // pages if pages else config.max_streams,
         config.num_decoders,
         config.max_text_rows // rows,
         config.max_streams,
     ]
-    _, height, width = settings.latent_shape
-    codec = family.codec
     return CapacityPlan(
         num_frames=num_frames,
         num_pages=num_pages,
@@ -72,11 +70,22 @@ def plan_capacity(config: EngineConfig, family: ModelFamily, *, num_frames: int)
         pages_per_stream=pages,
         kv_bytes_per_stream=layout.num_bytes(pages) if pages else 0,
         workspace_bytes=workspace_bytes(family, config),
-        decoder_bytes_per_stream=codec.state_bytes(height, width) if codec else 0,
+        decoder_bytes_per_stream=decoder_state_bytes(family, num_frames),
         text_bytes_per_stream=2 * geometry.elements(rows) * config.torch_dtype.itemsize,
         num_streams=min(by_resource),
         longest_frames=_longest(config, family, num_pages),
     )
+
+
+def decoder_state_bytes(family: ModelFamily, num_frames: int) -> int:
+    """Bytes of a decoder state at the end of a video of `num_frames` pixel frames."""
+    codec, (_, height, width) = family.codec, family.settings.latent_shape
+    if codec is None:
+        return 0
+    if isinstance(codec, GrowingCodec):
+        latent_frames = chunked_latent_frames(family, num_frames, request_id="plan")
+        return codec.state_bytes_after(height, width, latent_frames)
+    return codec.state_bytes(height, width)
 
 
 def pages_for_video(config: EngineConfig, family: ModelFamily, num_frames: int) -> int:

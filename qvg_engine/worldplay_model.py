@@ -7,18 +7,21 @@ from torch import nn
 
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
+from qvg_engine.models.companions import find_companions
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns
+from qvg_engine.models.vae.hunyuan import HunyuanVaeCodec, find_hunyuan_vae, load_hunyuan_vae
+from qvg_engine.models.vae.taehv import TaehvCodec, load_taehv
 from qvg_engine.models.worldplay.checkpoint import load_hunyuan_network, load_wan_network
 from qvg_engine.models.worldplay.files import WorldPlayFiles
 from qvg_engine.models.worldplay.hunyuan_family import LATENT_SIZE as HUNYUAN_SIZE
 from qvg_engine.models.worldplay.hunyuan_family import WorldPlayHunyuanFamily, hunyuan_settings
-from qvg_engine.models.worldplay.settings import WorldPlaySettings
+from qvg_engine.models.worldplay.settings import FRAMES_PER_SECOND, WorldPlaySettings
 from qvg_engine.models.worldplay.wan_family import LATENT_SIZE as WAN_SIZE
 from qvg_engine.models.worldplay.wan_family import WorldPlayWanFamily, wan_settings
 
 _OTHER_FAMILIES = ("lora", "lora_alpha")
-_OF_THE_5B = ("num_heads", "vae", "text_encoder", "tokenizer")
+_OF_THE_5B = ("num_heads", "text_encoder", "tokenizer")
 
 
 def load_worldplay(
@@ -55,6 +58,36 @@ def load_worldplay(
     )
     settings = _settings(override(defaults, config))
     return WorldPlayHunyuanFamily(joint, settings, name=files.name, turns=turns)
+
+
+def load_hunyuan_codec(
+    files: WorldPlayFiles,
+    config: EngineConfig,
+    *,
+    device: torch.device,
+    turns: Turns | None = None,
+) -> HunyuanVaeCodec | TaehvCodec | None:
+    """The VAE of an 8B: the one that was given, else HunyuanVideo-1.5's beside it; None for none.
+
+    A file named tae... is TAEHV. Raises `ConfigError` and `CheckpointError` as `load_worldplay`.
+    """
+    given = find_companions((), vae=config.vae).vae
+    path = given or find_hunyuan_vae(files.folders)
+    if path is None:
+        return None
+    dtype = config.torch_dtype
+    if path.name.startswith("tae"):
+        return load_taehv(
+            path, device=device, dtype=dtype, frames_per_second=FRAMES_PER_SECOND, turns=turns
+        )
+    return load_hunyuan_vae(
+        path,
+        device=device,
+        dtype=dtype,
+        frames_per_second=FRAMES_PER_SECOND,
+        attention_frames=config.vae_attention_frames,
+        turns=turns,
+    )
 
 
 def _add(network: nn.Module, turns: Turns | None) -> None:

@@ -11,7 +11,7 @@ Latents are those of the networks, z * scaling_factor; this VAE has no shift.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ FRAMES_PER_SECOND = 24
 PLANNED_FRAMES = 32
 """Latent frames for which `state_bytes` counts: 125 pixel frames, the published rollout."""
 
+_BASES = "HunyuanVideo-1.5*"
 _WEIGHTS_STEM = "diffusion_pytorch_model"
 
 
@@ -143,7 +144,8 @@ def _enlarge(block: Any, x: Tensor, memory: VideoMemory) -> Tensor:
 class HunyuanVaeCodec:
     """The VAE of HunyuanVideo-1.5 behind the engine's codec interface.
 
-    The first latent frame stands for one pixel frame, every other one for four.
+    The first latent frame stands for one pixel frame, every other one for four. Its states grow:
+    see `GrowingCodec`.
     """
 
     def __init__(
@@ -279,10 +281,18 @@ def _grows(part: Tensor) -> bool:
     return part.ndim == 4
 
 
-def is_hunyuan_vae(folder: Path) -> bool:
-    """Whether a folder's config is of this VAE."""
-    config = folder / "config.json"
-    return config.is_file() and read_json(config).get("_class_name") == CLASS_NAME
+def find_hunyuan_vae(folders: Sequence[Path]) -> Path | None:
+    """The nearest folder `vae` of this class, in `folders` or in a HunyuanVideo-1.5... of them.
+
+    Or in one beside the last of them. What is of another class is passed over.
+    """
+    places = [inner for folder in folders for inner in (folder, *sorted(folder.glob(_BASES)))]
+    places += sorted(folders[-1].parent.glob(_BASES)) if folders else []
+    for place in places:
+        config = place / "vae" / "config.json"
+        if config.is_file() and read_json(config).get("_class_name") == CLASS_NAME:
+            return config.parent
+    return None
 
 
 def load_hunyuan_vae(
@@ -321,11 +331,14 @@ def load_hunyuan_vae(
     )
 
 
-def published_hunyuan_vae(dtype: torch.dtype) -> HunyuanVaeCodec:
+def published_hunyuan_vae(
+    dtype: torch.dtype, attention_frames: int | None = None
+) -> HunyuanVaeCodec:
     """The published VAE without weights, to plan with; `ConfigError` without diffusers."""
     diffusers = require_package("diffusers", what="the VAE of HunyuanVideo-1.5")
     with torch.device("meta"):
-        return HunyuanVaeCodec(nn.Module.to(diffusers.AutoencoderKLHunyuanVideo15(), dtype))
+        vae = nn.Module.to(diffusers.AutoencoderKLHunyuanVideo15(), dtype)
+    return HunyuanVaeCodec(vae, attention_frames=attention_frames)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ Kind = Literal["5b", "8b"]
 class WorldPlayFiles(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One checkpoint: its tensors by their names in the files, and what is known beside them.
 
-    `folders` are where the 5B's VAE and text encoder may lie, the nearest first.
+    `folders` are where the VAE and the 5B's text encoder may lie, the nearest first.
     """
 
     name: str

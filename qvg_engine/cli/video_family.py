@@ -5,22 +5,25 @@ import msgspec
 from qvg_engine.config import EngineConfig
 from qvg_engine.errors import ConfigError
 from qvg_engine.loading import UnknownSizeError, load_family
-from qvg_engine.models.family import ModelFamily
+from qvg_engine.models.family import JointTextFamily, ModelFamily
 
 
 def load_video_family(config: EngineConfig, *, headers_only: bool = False) -> ModelFamily:
     """Load the model that the settings name; ConfigError if it cannot turn prompts into videos.
 
-    With `headers_only` nothing but its sizes is known.
+    With `headers_only` nothing but its sizes is known, and a model that takes a text encoder's
+    states will do.
     """
     try:
         family = load_family(config, headers_only=headers_only)
     except UnknownSizeError as error:
         raise _bare_network(config, "text encoder and VAE") from error
+    # No text encoder is known for these: their requests bring its states, in Python.
+    takes_states = headers_only and isinstance(family, JointTextFamily)
     missing = [
         name
         for name, part in (("text encoder", family.prompt_encoder), ("VAE", family.codec))
-        if part is None
+        if part is None and not (takes_states and name == "text encoder")
     ]
     if missing:
         raise _bare_network(config, " and ".join(missing))

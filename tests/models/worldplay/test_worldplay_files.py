@@ -237,7 +237,9 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
         ("8b", {"num_heads": 4}, "num_heads is 4: .* does not have it"),
         ("5b", {"lora": "lora.pt"}, "lora is 'lora.pt': .* does not have it"),
         ("5b", {"positions": "window"}, "positions is 'window'"),
-        ("8b", {"vae": "vae"}, "vae is 'vae': .* does not have it"),
+        ("8b", {"text_encoder": "t"}, "text_encoder is 't': .* does not have it"),
+        ("8b", {"vae": "vae"}, "vae is 'vae', which does not exist"),
+        ("8b", {"vae_attention_frames": 2}, "vae_attention_frames is 2: .* leave it out"),
         ("8b", {"window_frames": 7}, "window_frames is 7"),
     ],
 )
