@@ -9,7 +9,6 @@ from torch import Tensor
 
 from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import ConfigError, RequestError
-from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.paged_attention import RopeTransform
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
 from qvg_engine.kernels.rope.layout import to_interleaved
@@ -29,9 +28,9 @@ from qvg_engine.models.longcat.segments import Segment, split_segments
 from qvg_engine.models.longcat.text import attended_text
 from qvg_engine.models.patch_grid import check_channels, patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.ragged_batch import RaggedBatch
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns, turn
-from qvg_engine.models.wan.rows import PassSplits
 
 PUBLISHED_LATENT_SIZE = (60, 104)
 """Height and width of the latents of 832x480 pixels."""
@@ -179,26 +178,19 @@ class LongCatFamily:
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
-        num_tokens = tuple(len(part) for part in patches)
-        num_frames = tuple(len(item.latents) for item in passes)
-        timesteps = [t for item in passes for t in item.timesteps]
-        per_frame = [
-            tokens // frames
-            for tokens, frames in zip(num_tokens, num_frames, strict=True)
-            for _ in range(frames)
-        ]
+        batch = RaggedBatch.of(passes, patches)
         flow = self.network(
             torch.cat(patches),
-            send(torch.tensor(timesteps, dtype=torch.float64), self.network.device),
-            per_frame,
+            batch.timesteps(self.network.device),
+            batch.tokens_per_frame,
             attention,
-            tokens_per_pass=num_tokens,
+            tokens_per_pass=batch.num_tokens,
             reads_text=[item.reads_text for item in passes],
-            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+            splits=batch.splits(batch_invariant=batch_invariant),
         )
         return [
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
-            for part, item in zip(flow.split(num_tokens), passes, strict=True)
+            for part, item in zip(flow.split(batch.num_tokens), passes, strict=True)
         ]
 
     def _rollout(self, inputs: StreamInputs, conditions: LongCatConditions) -> Rollout:

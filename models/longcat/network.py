@@ -16,6 +16,7 @@ from torch.nn import functional
 from qvg_engine.kernels.device_table import send
 from qvg_engine.models.attention import Attention
 from qvg_engine.models.longcat.config import LongCatConfig
+from qvg_engine.models.patch_grid import from_patches, to_patches
 from qvg_engine.models.wan.network import RMSNorm, time_sinusoid
 from qvg_engine.models.wan.rows import FrameRows, PassSplits, apply_split
 
@@ -314,17 +315,14 @@ class LongCatNetwork(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[F, in_channels, height, width] -> [F * tokens per frame, in_channels * samples]."""
-        _, p, q = self.config.patch_size
-        frames, channels, height, width = latents.shape
-        patches = latents.reshape(frames, channels, height // p, p, width // q, q)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * p * q)
+        return to_patches(latents, self.config.patch_size)
 
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """The network's output for whole frames -> [F, out_channels, height, width]."""
-        _, p, q = self.config.patch_size
-        channels = self.config.out_channels
-        patches = tokens.reshape(-1, height // p, width // q, p, q, channels)
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height, width)
+        config = self.config
+        return from_patches(
+            tokens, height, width, channels=config.out_channels, patch_size=config.patch_size
+        )
 
 
 def modulated_norm(

@@ -17,12 +17,12 @@ from qvg_engine.models.attention import Attention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.patch_grid import check_channels, patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs
+from qvg_engine.models.ragged_batch import RaggedBatch
 from qvg_engine.models.rollout import RolloutSettings
 from qvg_engine.models.turns import Turns, turn
 from qvg_engine.models.wan.network import WanNetwork
 from qvg_engine.models.wan.program import WanProgram
 from qvg_engine.models.wan.rollouts import RolloutProgram
-from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.wan.sampler import FewStepSampler
 
 
@@ -138,22 +138,15 @@ class WanFamily:
         self, passes: Sequence[PassInputs], attention: Attention, *, batch_invariant: bool
     ) -> list[Tensor]:
         patches = [self.network.patchify(item.latents) for item in passes]
-        num_tokens = tuple(len(part) for part in patches)
-        num_frames = tuple(len(item.latents) for item in passes)
-        timesteps = [t for item in passes for t in item.timesteps]
-        per_frame = [
-            tokens // frames
-            for tokens, frames in zip(num_tokens, num_frames, strict=True)
-            for _ in range(frames)
-        ]
+        batch = RaggedBatch.of(passes, patches)
         flow = self.network(
             torch.cat(patches),
-            send(torch.tensor(timesteps, dtype=torch.float64), self._device),
-            per_frame,
+            batch.timesteps(self._device),
+            batch.tokens_per_frame,
             attention,
-            splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+            splits=batch.splits(batch_invariant=batch_invariant),
         )
         return [
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
-            for part, item in zip(flow.split(num_tokens), passes, strict=True)
+            for part, item in zip(flow.split(batch.num_tokens), passes, strict=True)
         ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qvg_engine.models.attention import Attention
+from qvg_engine.models.patch_grid import from_patches, to_patches
 from qvg_engine.models.wan.config import WanConfig
 from qvg_engine.models.wan.rows import FrameRows, PassSplits, apply_split
 
@@ -177,10 +178,22 @@ class WanNetwork(nn.Module):
         `unpatchify`. With `splits` every linear layer runs pass by pass, so that a pass's result
         does not depend on what else is in the batch.
         """
-        rows = FrameRows(tokens_per_frame, device=patches.device)
         frame_splits = splits.frames_view() if splits is not None else None
         sinusoid = time_sinusoid(timesteps, self.config.freq_dim).to(patches.dtype)
         time = apply_split(self.time_embedding, sinusoid, frame_splits)
+        return self._predict(patches, time, tokens_per_frame, attention, splits)
+
+    def _predict(
+        self,
+        patches: Tensor,
+        time: Tensor,
+        tokens_per_frame: Sequence[int],
+        attention: Attention,
+        splits: PassSplits | None,
+    ) -> Tensor:
+        """`forward` from the embedding [F, D] of each latent frame's time on."""
+        rows = FrameRows(tokens_per_frame, device=patches.device)
+        frame_splits = splits.frames_view() if splits is not None else None
         modulation = apply_split(self.time_projection, time, frame_splits)
         modulation = modulation.unflatten(-1, (6, self.config.dim))
 
@@ -202,16 +215,14 @@ class WanNetwork(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[F, in_dim, height, width] -> [F * tokens per frame, in_dim * patch samples]."""
-        _, p, q = self.config.patch_size
-        frames, channels, height, width = latents.shape
-        patches = latents.reshape(frames, channels, height // p, p, width // q, q)
-        return patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * p * q)
+        return to_patches(latents, self.config.patch_size)
 
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """The network's output for whole frames -> [F, out_dim, height, width]."""
-        _, p, q = self.config.patch_size
-        patches = tokens.reshape(-1, height // p, width // q, p, q, self.config.out_dim)
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.config.out_dim, height, width)
+        config = self.config
+        return from_patches(
+            tokens, height, width, channels=config.out_dim, patch_size=config.patch_size
+        )
 
     def _embed_patches(self, patches: Tensor) -> Tensor:
         weight = self.patch_embedding.weight.flatten(1)

@@ -7,6 +7,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import ConfigError, RequestError
 from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeGrid, RopeTables
@@ -17,38 +18,33 @@ from qvg_engine.models.patch_grid import check_channels
 from qvg_engine.models.program import StreamInputs, TextRows
 from qvg_engine.models.turns import Turns
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
+from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
 from qvg_engine.models.worldplay.passes import WorldPlayPass
 from qvg_engine.models.worldplay.program import WorldPlayProgram, WorldPlayVideo
 from qvg_engine.models.worldplay.sampler import EulerSampler
 from qvg_engine.models.worldplay.settings import WorldPlaySettings
+from qvg_engine.models.worldplay.wan_network import CameraWanNetwork
 
 
 class FrameNumbers(msgspec.Struct, frozen=True):
-    """Per latent frame of a batch: timesteps and action labels [F]; tokens of each frame."""
+    """Timesteps and action labels [F] of the latent frames of a batch, in one copy."""
 
     timesteps: Tensor
     labels: Tensor
-    tokens_per_frame: list[int]
 
     @classmethod
-    def of(
-        cls, passes: Sequence[WorldPlayPass], num_tokens: Sequence[int], device: torch.device
-    ) -> "FrameNumbers":
+    def of(cls, passes: Sequence[WorldPlayPass], device: torch.device) -> "FrameNumbers":
         timesteps = [t for item in passes for t in item.timesteps]
         labels = [label for item in passes for label in item.labels]
-        per_frame = [
-            tokens // len(item.timesteps)
-            for tokens, item in zip(num_tokens, passes, strict=True)
-            for _ in item.timesteps
-        ]
         both = send(torch.tensor([timesteps, labels], dtype=torch.float64), device)
-        return cls(both[0], both[1], per_frame)
+        return cls(both[0], both[1])
 
 
 class WorldPlayFamily(ABC):
     """A network with cameras and actions, with a VAE and a prompt encoder where they are there."""
 
     conditions_type: type[msgspec.Struct] = WorldPlayConditions
+    network: CameraWanNetwork | HunyuanNetwork
 
     def __init__(
         self,
@@ -98,8 +94,17 @@ class WorldPlayFamily(ABC):
         self.prompt_encoder = prompt_encoder
 
     @property
-    @abstractmethod
-    def text_dim(self) -> int: ...
+    def geometry(self) -> CacheGeometry:
+        config = self.network.config
+        return CacheGeometry(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
+
+    @property
+    def text_dim(self) -> int:
+        return self.network.config.text_dim
 
     @abstractmethod
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:

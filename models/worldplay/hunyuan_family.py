@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeTables
 from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.ragged_batch import RaggedBatch
 from qvg_engine.models.turns import Turns, turn
-from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions, check_rows
 from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
 from qvg_engine.models.worldplay.hunyuan_network import HunyuanNetwork
@@ -51,6 +50,8 @@ def hunyuan_settings(
 class WorldPlayHunyuanFamily(WorldPlayFamily):
     """The 8B: text joins the attention of the video, the first image comes as channels."""
 
+    network: HunyuanNetwork
+
     def __init__(
         self,
         network: HunyuanNetwork,
@@ -83,19 +84,6 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
             turns=turns,
         )
 
-    @property
-    def geometry(self) -> CacheGeometry:
-        config = self.network.config
-        return CacheGeometry(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_heads,
-            head_dim=config.head_dim,
-        )
-
-    @property
-    def text_dim(self) -> int:
-        return self.network.config.text_dim
-
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         return height, width
 
@@ -110,20 +98,19 @@ class WorldPlayHunyuanFamily(WorldPlayFamily):
         own = [item for item in passes if isinstance(item, WorldPlayPass)]
         assert len(own) == len(passes), "passes of another family"
         samples = [item.latents.permute(0, 2, 3, 1).flatten(0, 2) for item in own]
-        num_tokens = tuple(len(part) for part in samples)
-        num_frames = tuple(len(item.latents) for item in own)
-        frames = FrameNumbers.of(own, num_tokens, self.device)
+        batch = RaggedBatch.of(own, samples)
+        numbers = FrameNumbers.of(own, self.device)
         with turn(self._turns, self.network):
             flow = self.network(
                 torch.cat(samples),
-                frames.timesteps,
-                frames.labels,
-                frames.tokens_per_frame,
+                numbers.timesteps,
+                numbers.labels,
+                batch.tokens_per_frame,
                 attention,
-                splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+                splits=batch.splits(batch_invariant=batch_invariant),
             )
         flows = []
-        for part, item in zip(flow.split(num_tokens), own, strict=True):
+        for part, item in zip(flow.split(batch.num_tokens), own, strict=True):
             height, width = item.latents.shape[2:]
             flows.append(part.unflatten(0, (-1, height, width)).permute(0, 3, 1, 2))
         return flows

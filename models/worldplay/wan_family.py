@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qvg_engine.block_manager.format import CacheGeometry
 from qvg_engine.errors import RequestError
 from qvg_engine.kernels.device_table import send
 from qvg_engine.kernels.rope import RopeTables
@@ -13,8 +12,8 @@ from qvg_engine.models.attention import EngineAttention
 from qvg_engine.models.family import PromptEncoder, VideoCodec
 from qvg_engine.models.patch_grid import patch_grid
 from qvg_engine.models.program import PassInputs, StreamInputs, TextRows
+from qvg_engine.models.ragged_batch import RaggedBatch
 from qvg_engine.models.turns import Turns, turn
-from qvg_engine.models.wan.rows import PassSplits
 from qvg_engine.models.worldplay.conditions import WorldPlayConditions
 from qvg_engine.models.worldplay.family import FrameNumbers, WorldPlayFamily
 from qvg_engine.models.worldplay.passes import WorldPlayPass
@@ -44,6 +43,8 @@ def wan_settings(
 class WorldPlayWanFamily(WorldPlayFamily):
     """The 5B: text by cross-attention, the first latent frame kept clean."""
 
+    network: CameraWanNetwork
+
     def __init__(
         self,
         network: CameraWanNetwork,
@@ -72,19 +73,6 @@ class WorldPlayWanFamily(WorldPlayFamily):
             turns=turns,
         )
 
-    @property
-    def geometry(self) -> CacheGeometry:
-        config = self.network.config
-        return CacheGeometry(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_heads,
-            head_dim=config.head_dim,
-        )
-
-    @property
-    def text_dim(self) -> int:
-        return self.network.config.text_dim
-
     def tokens_in_frame(self, height: int, width: int) -> tuple[int, int]:
         return patch_grid(height, width, self.network.config.patch_size)
 
@@ -95,21 +83,20 @@ class WorldPlayWanFamily(WorldPlayFamily):
         own = [item for item in passes if isinstance(item, WorldPlayPass)]
         assert len(own) == len(passes), "passes of another family"
         patches = [self.network.patchify(item.latents) for item in own]
-        num_tokens = tuple(len(part) for part in patches)
-        num_frames = tuple(len(item.latents) for item in own)
-        frames = FrameNumbers.of(own, num_tokens, self.device)
+        batch = RaggedBatch.of(own, patches)
+        numbers = FrameNumbers.of(own, self.device)
         with turn(self._turns, self.network):
             flow = self.network.forward_actions(
                 torch.cat(patches),
-                frames.timesteps,
-                frames.labels,
-                frames.tokens_per_frame,
+                numbers.timesteps,
+                numbers.labels,
+                batch.tokens_per_frame,
                 attention,
-                splits=PassSplits(num_tokens, num_frames) if batch_invariant else None,
+                splits=batch.splits(batch_invariant=batch_invariant),
             )
         return [
             self.network.unpatchify(part, item.latents.shape[2], item.latents.shape[3])
-            for part, item in zip(flow.split(num_tokens), own, strict=True)
+            for part, item in zip(flow.split(batch.num_tokens), own, strict=True)
         ]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qvg_engine.models.attention import Attention, EngineAttention
 from qvg_engine.models.wan.config import WanConfig
 from qvg_engine.models.wan.network import Block, WanNetwork, time_sinusoid
-from qvg_engine.models.wan.rows import FrameRows, PassSplits, apply_split
+from qvg_engine.models.wan.rows import PassSplits, apply_split
 
 
 class CameraBlock(Block):
@@ -54,19 +54,11 @@ class CameraWanNetwork(WanNetwork):
         splits: PassSplits | None = None,
     ) -> Tensor:
         """`WanNetwork.forward` with action labels [F]; both embeddings are added."""
-        rows = FrameRows(tokens_per_frame, device=patches.device)
         frame_splits = splits.frames_view() if splits is not None else None
         time = apply_split(
             self.time_embedding, self._sinusoid(timesteps, patches.dtype), frame_splits
         ) + apply_split(self.action_embedding, self._sinusoid(labels, patches.dtype), frame_splits)
-        modulation = apply_split(self.time_projection, time, frame_splits)
-        modulation = modulation.unflatten(-1, (6, self.config.dim))
-
-        x = apply_split(self._embed_patches, patches, splits)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, modulation, rows, layer, attention, splits)
-        flow: Tensor = self.head(x, time, rows, splits)
-        return flow
+        return self._predict(patches, time, tokens_per_frame, attention, splits)
 
     def _sinusoid(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         return time_sinusoid(numbers, self.config.freq_dim).to(dtype)
