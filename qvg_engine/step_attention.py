@@ -19,13 +19,13 @@ from qvg_engine.kernels.paged_attention import (
     AttentionPass,
     DenseSegment,
     EightBitWorkspace,
-    IdentityTransform,
     PagedSegment,
     PageRuns,
     ReadTransform,
     Strategy,
     Workspace,
     batched_attention,
+    rotates_only,
     transforms_in,
 )
 from qvg_engine.text_pool import TextEntry
@@ -146,8 +146,8 @@ class StepAttention:
         paged = (s for s in part.segments if isinstance(s, PagedSegment))
         strategy = self._strategy_for(part.num_queries, sum(s.num_tokens for s in paged))
         # In the tiles of "fused" rows can be rotated, and nothing else.
-        rotated = part.transform.rope is not None or isinstance(part.transform, IdentityTransform)
-        return "workspace" if strategy == "fused" and not rotated else strategy
+        straight = rotates_only(part.transform)
+        return "workspace" if strategy == "fused" and not straight else strategy
 
     def _write(
         self, layer: int, commit: PendingCommit, keys: Tensor, values: Tensor, seen: PageRuns

@@ -27,6 +27,7 @@ from qvg_engine.kernels.paged_attention.transform import (
     IdentityTransform,
     ReadTransform,
     RopeTransform,
+    rotates_only,
 )
 from qvg_engine.kernels.paged_attention.transform_set import TransformSet, transforms_in
 from qvg_engine.kernels.paged_attention.workspace import Workspace
@@ -55,6 +56,7 @@ __all__ = [
     "paged_attention",
     "paged_attention_with_lse",
     "place",
+    "rotates_only",
     "transforms_in",
     "value_dtype_for",
 ]

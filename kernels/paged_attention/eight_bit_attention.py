@@ -23,7 +23,7 @@ from qvg_engine.kernels.paged_attention.segments import (
     pack,
     transform_rows,
 )
-from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
+from qvg_engine.kernels.paged_attention.transform import ReadTransform, rotates_only
 
 _BLOCK = 2048
 """Tokens of pages that are decoded to fp32 at once, under a transform that is no rotation."""
@@ -68,7 +68,7 @@ def fill(workspace: EightBitWorkspace, piece: Sequence[Segment], transform: Read
     workspace.clear()
     # Dense rows are those of one chunk: transformed once.
     ready = [_transformed(s, transform) if isinstance(s, DenseSegment) else s for s in piece]
-    straight = transform.rope is not None or isinstance(transform, IdentityTransform)
+    straight = rotates_only(transform)
     for segment in ready:
         if isinstance(segment, PagedSegment) and straight:
             bound_pages(workspace, segment.pages.values, segment.runs)

@@ -13,7 +13,7 @@ from qvg_engine.kernels.paged_attention import dense, gpu_fused
 from qvg_engine.kernels.paged_attention.pages import LayerPages
 from qvg_engine.kernels.paged_attention.passes import AttentionPass
 from qvg_engine.kernels.paged_attention.segments import DenseSegment, PagedSegment
-from qvg_engine.kernels.paged_attention.transform import IdentityTransform, ReadTransform
+from qvg_engine.kernels.paged_attention.transform import ReadTransform, rotates_only
 from qvg_engine.kernels.rope import RopeGrid
 
 Part = tuple[Tensor, Tensor]
@@ -34,10 +34,10 @@ class _Launch:
 def rotate_queries(queries: Tensor, passes: Sequence[AttentionPass]) -> Tensor:
     """The queries [tokens, heads, head_dim] of all passes, neighbours that turn alike at once."""
     parts = []
-    for rope, group in groupby(passes, key=lambda part: part.transform.rope):
+    for _, group in groupby(passes, key=lambda part: part.transform.rope):
         together = list(group)
         transform = together[0].transform
-        assert rope is not None or isinstance(transform, IdentityTransform), transform
+        assert rotates_only(transform), transform
         positions = np.concatenate([part.query_positions for part in together])
         rows = queries[together[0].start : together[-1].stop]
         parts.append(transform.queries(rows, positions))

@@ -73,3 +73,8 @@ class RopeTransform:
 
     def output(self, output: Tensor, positions: NDArray[np.int64]) -> Tensor:
         return output
+
+
+def rotates_only(transform: ReadTransform) -> bool:
+    """Whether rows are rotated or left as they are: what kernels can do while they decode."""
+    return transform.rope is not None or isinstance(transform, IdentityTransform)
